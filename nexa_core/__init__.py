@@ -1,0 +1,1 @@
+"""The ground that every other package stands on; nothing in here imports torch."""

@@ -1,0 +1,54 @@
+"""The one way into a command: `python -m package.module` and `nexa verb` parse the same options and fail the same way."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from nexa_core.errors import NexaError, UserError, not_built_yet
+from nexa_core.logs import log_to_stderr
+from nexa_core.lookup import look_up
+
+# A name, not an import: the command line stands on top of every package and none of them may import it.
+COMMAND_LINE = "scripts.cli:main"
+
+
+def enter(command: str) -> None:
+    """Run `nexa <command>` with this process's arguments, and exit."""
+    main: Callable[[list[str]], None] = look_up({}, COMMAND_LINE, what="command line")
+    main([command, *sys.argv[1:]])
+
+
+def run_to_exit(work: Callable[[], None]) -> None:
+    """Run `work`; turn what it raises into one message on stderr and the exit code that goes with it."""
+    from nexa_core.environment import load_env_files  # what --help does not need is not imported for it
+
+    log_to_stderr()
+    load_env_files(Path("."), os.environ)
+    try:
+        work()
+    except NexaError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted; a training run continues from its newest checkpoint with --resume", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        fail(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. Files written before are whole; mend it and run the same command again.",
+            1,
+        )
+
+
+def fail(message: str, exit_code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def refuse(what: str, instead: str) -> None:
+    """End a command that the runbook names and this version does not have: exit code 2."""
+    fail(str(not_built_yet(what, instead)), UserError.exit_code)

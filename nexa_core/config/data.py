@@ -1,0 +1,214 @@
+"""Settings of `prepare`: where rows come from, what they become, where they go."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from nexa_core.config.base import Settings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+def by_name(value: Any) -> Any:
+    """The tag of a group of settings that is told apart by its `name`; ``package.module:name`` is the user's own."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "custom" if isinstance(name, str) and ":" in name else name
+
+
+class CsvFormat(Settings):
+    """How CSV files are read; quoting follows RFC 4180."""
+
+    header: bool = True
+    """Whether the first line names the columns."""
+    columns: tuple[str, ...] | None = None
+    """Column names, in order; needed when there is no header, and replaces the header when there is one."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """The one character between fields."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if not self.header and self.columns is None:
+            yield ("header",), "a file without a header needs `columns:`, the list of its column names in order"
+
+
+class TextFormat(Settings):
+    """How plain text files are cut into rows with the one column `text`."""
+
+    unit: Literal["line", "paragraph", "file"] = "line"
+    """What becomes one row: a line, a block between empty lines, or a whole file."""
+
+
+class JsonFormat(Settings):
+    """How `.json` files (one document each) are read."""
+
+    records: str | None = None
+    """The key under which the list of rows lies; without it the document itself is the list, or a single row."""
+
+
+class FilesSource(Settings):
+    """Files of the user: csv, json, jsonl, parquet or text, told by their suffix, also as `.gz` or `.zst`."""
+
+    name: Literal["files"]
+    path: str
+    """A file, a folder (read recursively) or a glob, below the laboratory's root or absolute."""
+    format: Literal["csv", "json", "jsonl", "parquet", "text"] | None = None
+    """The format of all the files, for names whose suffix does not tell it."""
+    csv: CsvFormat | None = None
+    json_: Annotated[JsonFormat | None, Field(alias="json")] = None
+    text: TextFormat | None = None
+
+
+class DigitsSource(Settings):
+    """1,797 scanned digits of 8x8 pixels that scikit-learn carries: columns `pixels` (64 numbers, 0-1), `digit`."""
+
+    name: Literal["digits"]
+
+
+class PythonDocsSource(Settings):
+    """The installed standard library's documentation: columns `name`, `module`, `signature`, `docstring`, `text`, `question`, `answer`."""
+
+    name: Literal["python_docs"]
+
+
+class CustomSource(Settings):
+    """A user's own function ``package.module:name(**parameters)`` that yields rows as dicts."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+Source = Annotated[
+    Annotated[FilesSource, Tag("files")]
+    | Annotated[DigitsSource, Tag("digits")]
+    | Annotated[PythonDocsSource, Tag("python_docs")]
+    | Annotated[CustomSource, Tag("custom")],
+    Discriminator(by_name),
+]
+
+
+class FeatureRows(Settings):
+    """Rows of numbers with a class, for `mlp` and `cnn`."""
+
+    name: Literal["features"]
+    features: str | tuple[str, ...]
+    """One column that holds a list of numbers, or several columns of one number each."""
+    label: str
+    """The column of the class; its values are kept as text."""
+    shape: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """The shape of one row's numbers, e.g. [1, 8, 8] (channels, height, width) for images; flat without it."""
+
+
+class TextRows(Settings):
+    """Text with a class, for `text_classifier`."""
+
+    name: Literal["text"]
+    text: str | tuple[str, ...]
+    """The column of the text, or several that are joined with a newline."""
+    label: str
+    """The column of the class; its values are kept as text."""
+
+
+class PairRows(Settings):
+    """A prompt and its completion, for `causal_lm`; plain documents are completions without a prompt."""
+
+    name: Literal["pairs"]
+    prompt: str | None = None
+    """The column of the prompt; without it each row is a document."""
+    completion: str | None = None
+    """The column of the completion; without it (teacher inputs) only prompts are kept."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.prompt is None and self.completion is None:
+            yield (), "rows of pairs need `prompt:`, `completion:` or both"
+
+
+Rows = Annotated[FeatureRows | TextRows | PairRows, Field(discriminator="name")]
+
+
+class TrainingOutput(Settings):
+    """`data/processed/training/{train,val,test}/<name>_<version>.parquet`, split by a hash of each row's input."""
+
+    name: Literal["training"]
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of rows for validation."""
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of rows for the test."""
+    salt: str = ""
+    """Changes which rows fall into which split."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.val + self.test >= 1:
+            yield (
+                ("test",),
+                f"val {self.val} and test {self.test} leave no rows for training; their sum must be below 1",
+            )
+
+
+class PretrainOutput(Settings):
+    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents in shards of equal row counts."""
+
+    name: Literal["pretrain"]
+    rows_per_shard: Annotated[int, Field(gt=0)] = 100_000
+
+
+class TeacherInputsOutput(Settings):
+    """`data/processed/distillation/teacher_inputs/<name>_<version>.parquet`: prompts to ask a teacher."""
+
+    name: Literal["teacher_inputs"]
+
+
+Output = Annotated[TrainingOutput | PretrainOutput | TeacherInputsOutput, Field(discriminator="name")]
+
+
+class TokenizerConfig(Settings):
+    """A byte-level BPE tokenizer, trained on the training split and stored with the data."""
+
+    vocab_size: Annotated[int, Field(ge=260)] = 4096
+    """Number of tokens, the 256 bytes and the special ones among them."""
+
+
+class DatasetConfig(Settings):
+    """One dataset: a source, the rows made of it and the place where they go."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] = "v1"
+    source: Source
+    rows: Rows
+    output: Output
+    tokenizer: TokenizerConfig | None = None
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of rows that may be bad before the dataset is refused (exit 3)."""
+    drop_duplicates: bool = True
+    """Whether rows with equal content are kept once only; each dropped one is listed among the rejects."""
+
+    @property
+    def key(self) -> str:
+        """`<name>_<version>`, as files and manifests are called."""
+        return f"{self.name}_{self.version}"
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        wants_prompts_only = self.rows.name == "pairs" and self.rows.completion is None
+        if self.output.name == "teacher_inputs" and not wants_prompts_only:
+            yield ("rows",), "teacher inputs are pairs with a `prompt:` and no `completion:`; the teacher writes it"
+        if self.output.name != "teacher_inputs" and wants_prompts_only:
+            yield ("rows",), "pairs without `completion:` can only become `output: {name: teacher_inputs}`"
+        if self.output.name == "pretrain" and (self.rows.name != "pairs" or self.rows.prompt is not None):
+            yield ("rows",), "pretrain shards hold documents: `rows: {name: pairs, completion: <column>}`"
+        if self.tokenizer is not None and (self.rows.name == "features" or self.output.name != "training"):
+            yield ("tokenizer",), "a tokenizer is trained for text or pairs with `output: {name: training}` only"
+
+
+class DataConfig(Settings):
+    """The datasets that one `prepare` makes, in order."""
+
+    datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        seen: set[str] = set()
+        for index, dataset in enumerate(self.datasets):
+            if dataset.key in seen:
+                yield (
+                    ("datasets", index, "name"),
+                    f"two datasets are called {dataset.key}; names with versions must differ",
+                )
+            seen.add(dataset.key)

@@ -1,0 +1,130 @@
+"""Reading a config: YAML and overrides in, frozen settings out, every mistake named with its file and line."""
+
+import difflib
+import json
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from nexa_core.config.base import Settings
+from nexa_core.config.documents import Document, KeyPath, dotted, read_document
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_config(path: Path, settings: type[S], *, overrides: Sequence[str] = ()) -> S:
+    """The settings in the YAML file `path`, with each ``a.b=value`` of `overrides` put in place.
+
+    Raises:
+        UserError: the file is missing or malformed, or any key is unknown, of a wrong type, or without effect;
+            the message has a line for each mistake.
+    """
+    document = read_document(path)
+    for override in overrides:
+        document.override(override)
+    return parse_config(document, settings)
+
+
+def parse_config(document: Document, settings: type[S]) -> S:
+    try:
+        config = settings.model_validate_json(json.dumps(document.value))
+    except ValidationError as error:
+        lines = [_explain(document, settings, dict(mistake)) for mistake in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+    lines = [f"{document.where(path)}: {dotted(path)}: {reason}" for path, reason in _conflicts(config, ())]
+    if lines:
+        raise UserError("\n".join(lines))
+    return config
+
+
+def _conflicts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Every settings group's conflicts, with full key paths, outermost first."""
+    if isinstance(value, Settings):
+        yield from ((path + below, reason) for below, reason in value.conflicts())
+        for name, field in type(value).model_fields.items():
+            yield from _conflicts(getattr(value, name), (*path, field.alias or name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _conflicts(item, (*path, index))
+
+
+def _explain(document: Document, settings: type[Settings], mistake: dict[str, Any]) -> str:
+    path = document.real_path(mistake["loc"])
+    where, key = document.where(path), dotted(path)
+    context = mistake.get("ctx", {})
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"{where}: Unknown key '{key}'.{_nearest_key(document, settings, path)}"
+        case "missing":
+            return f"{where}: '{key}' is missing; it has no default."
+        case "union_tag_invalid":
+            allowed = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
+            allowed = ["package.module:name" if tag == "custom" else tag for tag in allowed]
+            given = str(document.get(path).get("name"))
+            hint = did_you_mean(given, allowed)
+            return f"{document.where((*path, 'name'))}: Unknown {key}.name '{given}'.{hint} Allowed: {', '.join(sorted(allowed))}"
+        case "union_tag_not_found":
+            return f"{where}: '{key}' needs a `name:` that says which one it is."
+        case _:
+            message = mistake["msg"][0].lower() + mistake["msg"][1:]
+            return f"{where}: {key} is {json.dumps(mistake['input'], default=str)}: {message}"
+
+
+def _nearest_key(document: Document, settings: type[Settings], path: KeyPath) -> str:
+    """The hint behind an unknown key: a sibling that is spelt alike, the same key elsewhere, or all the siblings."""
+    siblings = sorted(_keys_at(document, settings, path[:-1]))
+    given = str(path[-1])
+    if near := difflib.get_close_matches(given, siblings, n=1, cutoff=0.6):
+        return f" Did you mean '{dotted((*path[:-1], near[0]))}'?"
+    elsewhere = [key for key in _all_keys(settings, ()) if key[-1] == given]
+    if elsewhere:
+        return f" Did you mean '{dotted(elsewhere[0])}'?"
+    place = f"in {dotted(path[:-1])}" if path[:-1] else "at the top"
+    return f" Allowed {place}: {', '.join(siblings)}"
+
+
+def _keys_at(document: Document, settings: type[Settings], path: KeyPath) -> set[str]:
+    candidates: list[Any] = [settings]
+    for depth, part in enumerate(path):
+        below = [annotation for model in candidates for annotation in _step(model, part)]
+        candidates = _chosen(below, document.get(path[: depth + 1]))
+    return {field.alias or name for model in candidates for name, field in model.model_fields.items()}
+
+
+def _step(model: type[BaseModel], part: str | int) -> Iterator[Any]:
+    for name, field in model.model_fields.items():
+        if (field.alias or name) == part:
+            yield from _models_in(field.annotation)
+        elif isinstance(part, int):
+            yield model
+
+
+def _chosen(models: list[Any], value: Any) -> list[Any]:
+    """Of several possible groups, the one that the value's `name` picks, where it picks one."""
+    name = value.get("name") if isinstance(value, dict) else None
+    picked = [
+        model for model in models if name in get_args(getattr(model.model_fields.get("name"), "annotation", None))
+    ]
+    return picked or models
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes inside an annotation, through unions, Annotated and tuples."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated, tuple):
+        for inner in get_args(annotation):
+            yield from _models_in(inner)
+
+
+def _all_keys(settings: type[BaseModel], path: KeyPath) -> Iterator[KeyPath]:
+    for name, field in settings.model_fields.items():
+        key = (*path, field.alias or name)
+        yield key
+        for model in _models_in(field.annotation):
+            yield from _all_keys(model, key)

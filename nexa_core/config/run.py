@@ -1,0 +1,75 @@
+"""Settings of a run: data, model, training, evaluation, tracking."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from nexa_core.config.base import Settings
+from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.model import ModelConfig
+from nexa_core.config.training import Training
+
+
+class Data(Settings):
+    """The prepared dataset a run reads."""
+
+    dataset: str
+    version: str = "v1"
+    prepare: str | None = None
+    """The data config that makes the dataset when it has not been prepared yet."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset}_{self.version}"
+
+
+class Generation(Settings):
+    """Greedy completions of a language model, for exact match."""
+
+    max_rows: Annotated[int, Field(gt=0)] = 64
+    """Rows with a prompt that are completed, the first of the split."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 32
+
+
+class Evaluation(Settings):
+    split: Annotated[str, Field(pattern="^(val|test)$")] = "test"
+    """The split that the final scores are of: test or val."""
+    batch_size: Annotated[int, Field(gt=0)] = 256
+    """Rows per forward pass."""
+    save_predictions: bool = True
+    """Write `predictions.parquet`, a row for each evaluated one."""
+    generation: Generation | None = None
+    rubric: str | None = None
+    """The rubric `judge` applies: the name of one in nexa_eval/rubrics, or a YAML file; by default the one for the model's task."""
+
+
+class Tracking(Settings):
+    tensorboard: bool = True
+    """Write TensorBoard events under `logs/<run_id>/`."""
+    every_steps: Annotated[int, Field(gt=0)] = 1
+    """Optimizer steps between two lines of `metrics.jsonl`."""
+
+
+class Cost(Settings):
+    usd_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of the machine; without it a run's cost is known in seconds only."""
+
+
+class RunConfig(Settings):
+    """Everything that decides a training run."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """Begins the run's id: `<name>_<YYYYMMDD>_<HHMMSS>`."""
+    experiment: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """The folder of `artifacts/runs/` that the run goes to."""
+    data: Data
+    model: ModelConfig
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    cost: Cost = Cost()
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.evaluation.generation is not None and self.model.name != "causal_lm":
+            yield ("evaluation", "generation"), f"a {self.model.name} writes no text; only causal_lm does"

@@ -1,0 +1,137 @@
+"""Settings of a training run's optimisation, checkpoints and determinism."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nexa_core.config.base import Settings
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Adam(Settings):
+    """Adam. Source: Kingma and Ba 2015, arXiv:1412.6980."""
+
+    name: Literal["adam"]
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class AdamW(Settings):
+    """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019, arXiv:1711.05101."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 0.01
+    """Decay of the weight matrices; biases and norms (tensors of one dimension) are not decayed."""
+
+
+class Sgd(Settings):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    lr: PositiveFloat = 1e-2
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.nesterov and self.momentum == 0:
+            yield ("nesterov",), "Nesterov's step needs a momentum above 0"
+
+
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
+
+
+class WarmUp(Settings):
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly to its full value."""
+
+
+class ConstantSchedule(WarmUp):
+    name: Literal["constant"]
+
+
+class LinearSchedule(WarmUp):
+    name: Literal["linear"]
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the full learning rate at the last step."""
+
+
+class CosineSchedule(WarmUp):
+    name: Literal["cosine"]
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the full learning rate at the last step."""
+
+
+class StepSchedule(WarmUp):
+    name: Literal["step"]
+    every_steps: PositiveInt
+    """Optimizer steps between two drops."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """What the learning rate is multiplied with at each drop."""
+
+
+Schedule = Annotated[ConstantSchedule | LinearSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]
+
+
+class EarlyStopping(Settings):
+    """Stops when the validation loss has not improved for some epochs."""
+
+    patience_epochs: PositiveInt
+    min_improvement: NonNegative = 0.0
+    """Nats by which the validation loss has to fall to count as better."""
+
+
+class Checkpoints(Settings):
+    """When a run can be resumed from, and what is kept. Every epoch leaves `checkpoint_epoch<N>.pt`."""
+
+    every_steps: PositiveInt | None = None
+    """Also leave a `checkpoint_step<N>.pt` every so many optimizer steps; the two newest are kept."""
+    save_top_k: PositiveInt | None = None
+    """Keep only the epochs with the k lowest validation losses, and the last one; without it all are kept."""
+
+
+class Distributed(Settings):
+    world_size: PositiveInt = 1
+    """Number of training processes."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the initial weights, the order of the data and dropout; equal seeds give equal bytes."""
+
+
+class Training(Settings):
+    epochs: PositiveInt = 10
+    """Passes over the training split."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps, wherever that is in an epoch."""
+    batch_size: PositiveInt = 32
+    """Rows per optimizer step."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Microbatches that each batch is cut into to save memory; the loss and gradients stay those of the whole batch."""
+    optimizer: Optimizer = AdamW(name="adamw")
+    schedule: Schedule = ConstantSchedule(name="constant")
+    max_gradient_norm: PositiveFloat | None = None
+    """Gradients of a larger global norm are scaled down to it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forward passes under autocast; weights and optimizer stay float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where one is visible."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's weights are the run's result: the lowest validation loss, or the last."""
+    early_stopping: EarlyStopping | None = None
+    checkpoints: Checkpoints = Checkpoints()
+    distributed: Distributed = Distributed()
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.gradient_accumulation_steps > self.batch_size:
+            reason = (
+                f"cannot cut a batch of {self.batch_size} rows into {self.gradient_accumulation_steps} microbatches"
+            )
+            yield ("gradient_accumulation_steps",), reason

@@ -1,0 +1,47 @@
+"""What a run cost: seconds, processor time, memory and money, over all the attempts it took."""
+
+import json
+import resource
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nexa_core import durable
+
+Attempt = dict[str, Any]
+
+
+class CostMeter:
+    """Keeps `cost.json` up to date; an attempt that was killed counts up to its last write."""
+
+    def __init__(self, path: Path, *, usd_per_hour: float | None, started_at: datetime | None = None):
+        self._path, self._usd_per_hour = path, usd_per_hour
+        self._earlier: list[Attempt] = json.loads(path.read_text())["attempts"] if path.exists() else []
+        self._started_at = started_at or datetime.now(UTC)
+        self._clock = time.monotonic()
+
+    def write(self, *, step: int, num_rows: int, num_targets: int) -> dict[str, Any]:
+        """Write the cost so far; `step`, rows and targets are those this attempt has trained on."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        attempt = {
+            "started_at": self._started_at.isoformat(timespec="seconds"),
+            "wall_seconds": round(time.monotonic() - self._clock, 3),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "peak_memory_bytes": usage.ru_maxrss * 1024,
+            "last_step": step,
+            "num_rows": num_rows,
+            "num_targets": num_targets,
+        }
+        attempts = [*self._earlier, attempt]
+        wall_seconds = sum(each["wall_seconds"] for each in attempts)
+        price = self._usd_per_hour
+        cost = {
+            "wall_seconds": round(wall_seconds, 3),
+            "cpu_seconds": round(sum(each["cpu_seconds"] for each in attempts), 3),
+            "usd_per_hour": price,
+            "cost_usd": None if price is None else round(price * wall_seconds / 3600, 6),
+            "attempts": attempts,
+        }
+        durable.write_json(self._path, cost)
+        return cost

@@ -1,0 +1,138 @@
+"""The one module that writes files: a reader sees the old bytes or the new ones, never a part.
+
+Each write goes to a temporary file beside its target, is flushed to the disk, renamed, and the folder is
+flushed as well, so that what exists after a power cut is complete.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from nexa_core.redact import redact
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with create(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, redact(text).encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON in its own key order.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON has no word for.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one compact JSON value a line, streaming."""
+    with create(path) as file:
+        for value in values:
+            file.write(json_line(value))
+
+
+class Appender:
+    """An open file that grows by whole JSON lines; `flush` makes those written so far survive a power cut."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "ab")
+
+    def write(self, value: Any) -> None:
+        self._file.write(json_line(value))
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+def open_log(path: Path) -> TextIO:
+    """A text file to append log lines to, one flush a line; what a crash cuts off is at most the last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a", encoding="utf-8", buffering=1)
+
+
+def json_line(value: Any) -> bytes:
+    return (redact(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n").encode("utf-8")
+
+
+def make_new_folder(path: Path) -> bool:
+    """Create `path`; False when it exists already, so that two processes never share a new folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    flush_folder(path.parent)
+    return True
+
+
+def publish(target: Path, link: Path) -> None:
+    """Make `link` show `target`, replacing what it showed: a relative symbolic link, or a copy where links can't be."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+        os.replace(temporary, link)
+    except (OSError, NotImplementedError):
+        temporary.unlink(missing_ok=True)
+        with target.open("rb") as source, create(link) as copy:
+            shutil.copyfileobj(source, copy)
+        return
+    flush_folder(link.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, create(target) as write:
+        shutil.copyfileobj(read, write)
+
+
+def remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what killed writers left below `folder`; only for a folder whose writer is known to be gone."""
+    for left in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+        left.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,24 @@
+"""Errors a user can mend, each with the exit code that its command ends with."""
+
+
+class NexaError(Exception):
+    """A message for the user, printed without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(NexaError, ValueError):
+    """Wrong usage or configuration: says what was given, what is allowed and what to do."""
+
+    exit_code = 2
+
+
+class GateError(NexaError):
+    """The command worked and the answer is no: a failed judgement, verification or limit."""
+
+    exit_code = 3
+
+
+def not_built_yet(what: str, instead: str) -> UserError:
+    """The refusal of a command that the runbook names and this version does not have."""
+    return UserError(f"{what} is not part of this version. {instead}")

@@ -1,0 +1,40 @@
+"""Log lines for people: to stderr while a command runs, and to a text file below logs/ for each run."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nexa_core import durable
+from nexa_core.redact import redact
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Show the project's messages from INFO up, and others' from WARNING up, on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for package in ("nexa_core", "nexa_data", "nexa_models", "nexa_train", "nexa_eval", "nexa_ops", "scripts"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Also append every message to `path` while the block runs."""
+    stream = durable.open_log(path)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        stream.close()

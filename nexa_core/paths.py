@@ -1,0 +1,64 @@
+"""Where everything lies on disk, below one root folder."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CATEGORIES = ("distillation", "training", "evaluation")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every folder of a laboratory; nothing is created by asking for its path."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Layout":
+        """The layout below `NEXA_ROOT`, or below the working folder where that is not set."""
+        return cls(Path(environment.get("NEXA_ROOT") or "."))
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "data" / "raw"
+
+    @property
+    def processed(self) -> Path:
+        return self.root / "data" / "processed"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def runs(self) -> Path:
+        return self.artifacts / "runs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.artifacts / "checkpoints"
+
+    @property
+    def packages(self) -> Path:
+        return self.artifacts / "package"
+
+    @property
+    def run_manifests(self) -> Path:
+        return self.root / "runs" / "manifests"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def dataset_manifests(self, category: str) -> Path:
+        return self.processed / category / "manifests"
+
+    def relative(self, path: Path) -> str:
+        """`path` as it is written into manifests: below the root where it can be, with forward slashes."""
+        resolved, root = path.resolve(), self.root.resolve()
+        return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else resolved.as_posix()
+
+    def absolute(self, recorded: str) -> Path:
+        """The file that a path written by `relative` means here."""
+        return self.root / recorded

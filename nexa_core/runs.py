@@ -1,0 +1,121 @@
+"""A run's folder: created once, locked while written, and shown under the runbook's paths when finished."""
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from nexa_core import durable
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+from nexa_core.paths import Layout
+
+RUN_ID = re.compile(r"^(?P<name>.+)_\d{8}_\d{6}(_\d+)?$")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`artifacts/runs/<experiment>/<run_id>/` and the files in it."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def step_metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def lineage(self) -> Path:
+        return self.path / "lineage.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def cost(self) -> Path:
+        return self.path / "cost.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+
+def create_run(layout: Layout, *, experiment: str, name: str, now: datetime) -> RunFolder:
+    """A new folder that no other run has or gets: `<name>_<YYYYMMDD>_<HHMMSS>`, with `_2`, `_3` when taken."""
+    base = f"{name}_{now:%Y%m%d_%H%M%S}"
+    attempt = 1
+    while True:
+        run_id = base if attempt == 1 else f"{base}_{attempt}"
+        folder = layout.runs / experiment / run_id
+        if not _is_known(layout, run_id) and durable.make_new_folder(folder):
+            return RunFolder(folder)
+        attempt += 1
+
+
+def _is_known(layout: Layout, run_id: str) -> bool:
+    """Whether any experiment has a run of this id: manifests lie in one folder for all of them."""
+    return any(layout.runs.glob(f"*/{run_id}")) or (layout.run_manifests / f"{run_id}.json").exists()
+
+
+def list_runs(layout: Layout, *, experiment: str = "*") -> list[RunFolder]:
+    """The run folders of an experiment, or of all, oldest first; evaluations among them."""
+    found = [
+        RunFolder(path) for path in layout.runs.glob(f"{experiment}/*") if path.is_dir() and RUN_ID.match(path.name)
+    ]
+    return sorted(found, key=lambda run: (run.run_id.split("_")[-2:], run.run_id))
+
+
+def find_run(layout: Layout, run_id: str) -> RunFolder:
+    """The folder of a run.
+
+    Raises:
+        UserError: no experiment has a run of this id; names the nearest one.
+    """
+    known = {run.run_id: run for run in list_runs(layout)}
+    if run_id not in known:
+        raise UserError(f"No run '{run_id}' in {layout.runs}.{did_you_mean(run_id, known)}")
+    return known[run_id]
+
+
+@contextlib.contextmanager
+def hold(run: RunFolder) -> Iterator[None]:
+    """Keep every other process from writing to the run while the block lasts; a killed holder's lock is free at once.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (run.path / "run.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Run {run.run_id} is being written by another process; wait for it or stop it.") from None
+        yield
+
+
+def publish_run(layout: Layout, run: RunFolder, checkpoints: list[Path]) -> None:
+    """Show a finished run's metrics and checkpoints under `artifacts/`, in place of an earlier run's."""
+    durable.publish(run.metrics, run.path.parent / "metrics.json")
+    for stale in layout.checkpoints.glob("*.pt"):
+        if stale.is_symlink() and stale.name not in {path.name for path in checkpoints}:
+            durable.remove(stale)
+    for path in checkpoints:
+        durable.publish(path, layout.checkpoints / path.name)

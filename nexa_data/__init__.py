@@ -1,0 +1,1 @@
+"""Raw files in; prepared, versioned, provable datasets out."""

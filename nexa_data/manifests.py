@@ -1,0 +1,87 @@
+"""Manifests of datasets: what is in one, where it came from, and whether its files still are what they were."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nexa_core import digests
+from nexa_core.paths import CATEGORIES, Layout
+
+FORMAT = "nexa.dataset/1"
+
+Manifest = Mapping[str, Any]
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The dataset manifest at `path`; None where there is none, or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.get("format") == FORMAT else None
+
+
+def list_manifests(layout: Layout) -> list[tuple[Path, Manifest]]:
+    """Every dataset's manifest with its path, by category and key."""
+    paths = (path for category in CATEGORIES for path in sorted(layout.dataset_manifests(category).glob("*.json")))
+    return [(path, manifest) for path in paths if (manifest := read_manifest(path)) is not None]
+
+
+def describe_file(layout: Layout, path: Path, **facts: Any) -> dict[str, Any]:
+    """A file as a manifest records it: path, what is known of it, size and digest."""
+    size = path.stat().st_size
+    return {"path": layout.relative(path), **facts, "bytes": size, "sha256": digests.of_file(path)}
+
+
+def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
+    """The record of each file that belongs to a dataset."""
+    yield from manifest["splits"].values()
+    yield from (manifest[name] for name in ("tokenizer", "rejects") if manifest[name] is not None)
+
+
+def damage(layout: Layout, record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a recorded file, or None: its size is looked at first, then its digest."""
+    path = layout.absolute(record["path"])
+    if not path.is_file():
+        return f"{record['path']} is missing"
+    if path.stat().st_size != record["bytes"]:
+        return f"{record['path']} has {path.stat().st_size} bytes instead of {record['bytes']}"
+    if digests.of_file(path) != record["sha256"]:
+        return f"{record['path']} has other bytes than when it was prepared (sha256 differs)"
+    return None
+
+
+def differences(manifest: Manifest, config: Mapping[str, Any], origins: list[dict[str, Any]]) -> list[str]:
+    """What a dataset was made of and what it would be made of now, where the two differ."""
+    then, now = _flat(manifest["config"]), _flat(config)
+    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    changed = [f"{key} was {json.dumps(then.get(key))} and is {json.dumps(now.get(key))}" for key in keys]
+    old, new = ({origin["file"]: origin["sha256"] for origin in each} for each in (manifest["sources"], origins))
+    changed += [f"{file} is new" for file in sorted(new.keys() - old.keys())]
+    changed += [f"{file} is gone" for file in sorted(old.keys() - new.keys())]
+    changed += [f"{file} has other content" for file in sorted(old.keys() & new.keys()) if old[file] != new[file]]
+    return changed
+
+
+def fingerprint(config: Mapping[str, Any], origins: list[dict[str, Any]], code: str) -> str:
+    """The digest of everything that decides a dataset's bytes."""
+    sources = [[origin["file"], origin["sha256"]] for origin in origins]
+    return digests.of_value({"config": config, "sources": sources, "code": code})
+
+
+def code_digest() -> str:
+    """The digest of the source of `nexa_data`."""
+    home = Path(__file__).resolve().parent
+    return digests.of_tree(home.rglob("*.py"), home)
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {
+        inner: leaf
+        for name, below in value.items()
+        for inner, leaf in _flat(below, f"{key}.{name}".lstrip(".")).items()
+    }

@@ -1,0 +1,46 @@
+"""Where the files of a dataset lie: the contract that the rest of the laboratory reads by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_core.config.data import DatasetConfig
+from nexa_core.paths import Layout
+
+
+@dataclass(frozen=True)
+class Places:
+    """The paths of one dataset's files."""
+
+    layout: Layout
+    config: DatasetConfig
+
+    @property
+    def category(self) -> str:
+        return "distillation" if self.config.output.name == "teacher_inputs" else "training"
+
+    @property
+    def folder(self) -> Path:
+        return self.layout.processed / self.category
+
+    def split(self, split: str) -> Path:
+        """The file of a split; a pretraining shard is called after its number alone."""
+        if self.config.output.name == "pretrain":
+            return self.folder / "pretrain" / f"{split}.parquet"
+        return self.folder / split / f"{self.config.key}.parquet"
+
+    @property
+    def manifest(self) -> Path:
+        return self.layout.dataset_manifests(self.category) / f"{self.config.key}.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizers" / f"{self.config.key}.json"
+
+    @property
+    def rejects(self) -> Path:
+        return self.folder / "rejects" / f"{self.config.key}.jsonl"
+
+    @property
+    def refused_rejects(self) -> Path:
+        """The rejects of an attempt to replace a dataset that stands, until the attempt has passed its gates."""
+        return self.folder / "rejects" / f"{self.config.key}.refused.jsonl"

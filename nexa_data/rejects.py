@@ -1,0 +1,82 @@
+"""Rows that were left out: each one written down with its reason, counted, and held against the limit."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from nexa_core import durable
+from nexa_core.errors import GateError
+from nexa_data.sources.raw import BadRow
+
+NUM_REASONS_SHOWN = 3
+
+
+class Rejects:
+    """Writes a JSON line for each row left out, and counts the reasons of each step."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.reasons: dict[str, Counter[str]] = {"read": Counter(), "normalise": Counter(), "deduplicate": Counter()}
+
+    def add(self, step: str, row: BadRow) -> None:
+        self.reasons[step][row.reason] += 1
+        reason = f"{row.reason}: {row.detail}" if row.detail else row.reason
+        self._file.write(durable.json_line({"file": row.file, "line": row.line, "reason": reason, "raw": row.raw}))
+
+    def add_duplicate(self, row: BadRow, row_id: str) -> None:
+        """Write down a repeated row, which is left out and is nothing bad."""
+        self.reasons["deduplicate"]["duplicate"] += 1
+        reason = f"duplicate of {row_id}"
+        self._file.write(durable.json_line({"file": row.file, "line": row.line, "reason": reason, "raw": row.raw}))
+
+    def num_in(self, step: str) -> int:
+        return self.reasons[step].total()
+
+    @property
+    def num_bad(self) -> int:
+        return self.num_in("read") + self.num_in("normalise")
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_bad + self.num_in("deduplicate")
+
+    def check(self, num_rows_read: int, limit: float) -> None:
+        """Compare the share of bad rows with its limit.
+
+        Raises:
+            GateError: there are too many, or no good ones at all.
+        """
+        if num_rows_read == self.num_bad:
+            raise GateError(f"no good row among {num_rows_read} read. {self._commonest()}")
+        if self.num_bad / num_rows_read > limit:
+            share = f"{self.num_bad} of {num_rows_read} rows are bad ({self.num_bad / num_rows_read:.1%})"
+            raise GateError(f"{share}, max_bad_fraction allows {limit:.1%}. {self._commonest()}")
+
+    def _commonest(self) -> str:
+        reasons = self.reasons["read"] + self.reasons["normalise"]
+        shown = ", ".join(f"{count}x {reason}" for reason, count in _ordered(reasons)[:NUM_REASONS_SHOWN])
+        return f"Most often: {shown or 'nothing was there'}."
+
+
+@contextmanager
+def rejects_at(path: Path) -> Iterator[Rejects]:
+    """A new rejects file, which stays even when the block ends with a `GateError`, so that the user can look at it."""
+    refusal: GateError | None = None
+    with durable.create(path) as file:
+        try:
+            yield Rejects(file)
+        except GateError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
+def counts(reasons: Counter[str]) -> dict[str, int]:
+    """Reasons with their counts, the commonest first."""
+    return dict(_ordered(reasons))
+
+
+def _ordered(reasons: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))

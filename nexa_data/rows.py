@@ -1,0 +1,262 @@
+"""Canonical rows: what every source's rows become, each with an id made of its content."""
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy
+import pyarrow
+
+from nexa_core import digests
+from nexa_core.config.data import FeatureRows, PairRows, Rows, TextRows
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+from nexa_data.sources.raw import RawRow, Row
+from nexa_data.values import plain
+
+ROW_ID_CHARS = 16
+MAX_LABEL_CHARS = 200
+NUM_ROWS_LOOKED_AT = 100
+MAX_ROWS_HELD = 10_000
+
+_ID, _EXTRA = pyarrow.field("row_id", pyarrow.string(), nullable=False), pyarrow.field("extra_json", pyarrow.string())
+_LABEL = pyarrow.field("label", pyarrow.string(), nullable=False)
+
+SCHEMAS = {
+    "features": pyarrow.schema(
+        [_ID, pyarrow.field("features", pyarrow.list_(pyarrow.float32()), nullable=False), _LABEL, _EXTRA]
+    ),
+    "text": pyarrow.schema([_ID, pyarrow.field("text", pyarrow.string(), nullable=False), _LABEL, _EXTRA]),
+    "pairs": pyarrow.schema(
+        [_ID, pyarrow.field("prompt", pyarrow.string()), pyarrow.field("completion", pyarrow.string()), _EXTRA]
+    ),
+}
+"""The columns of each kind of rows. `extra_json` holds the source's other columns as a JSON object, null where it has none.
+Of a pair, `prompt` is null for plain documents and `completion` is null for teacher inputs."""
+
+
+class BadValue(Exception):
+    """A row cannot become a canonical one; `reason` is one of few, `detail` is particular to the row."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+class CanonicalRow(NamedTuple):
+    """A row in the columns of its schema.
+
+    `input` is what a model is shown, as bytes: the split is a hash of it. `row_id` is a hash of input and target.
+    """
+
+    row_id: str
+    columns: dict[str, Any]
+    input: bytes
+    label: str | None
+
+
+Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
+"""Makes a source's values a canonical row, or raises `BadValue`."""
+
+
+def canonical(rows: Rows) -> Canonical:
+    """The function that makes canonical rows after these settings."""
+    used = {column for _, column in used_columns(rows)}
+    make: Any = {"features": FeatureMaker, "text": TextMaker, "pairs": PairMaker}[rows.name](rows)
+
+    def convert(values: Mapping[str, Any]) -> CanonicalRow:
+        try:
+            made = make(values)
+            made.columns["extra_json"] = _extra(values, used)
+        except UnicodeEncodeError:
+            raise BadValue("not valid Unicode", "half of a surrogate pair") from None
+        return _with_id(made)
+
+    return convert
+
+
+def used_columns(rows: Rows) -> Iterator[tuple[str, str]]:
+    """(setting, column) for each column of the source that the settings name."""
+    for setting in ("features", "text", "prompt", "completion", "label"):
+        given = getattr(rows, setting, None)
+        for column in (given,) if isinstance(given, str) else given or ():
+            yield setting, column
+
+
+def check_columns(source: Iterator[Row], rows: Rows) -> Iterator[Row]:
+    """`source` unchanged, once its first good rows have shown that it has the columns that the settings name.
+
+    Raises:
+        UserError: a column is in none of the first good rows.
+    """
+    held: list[Row] = []
+    good: list[RawRow] = []
+    for row in source:
+        held.append(row)
+        if isinstance(row, RawRow):
+            good.append(row)
+        if len(good) == NUM_ROWS_LOOKED_AT or len(held) == MAX_ROWS_HELD:
+            break
+    columns = {name for row in good for name in row.values}
+    for setting, column in used_columns(rows):
+        if good and column not in columns:
+            hint = did_you_mean(column, columns)
+            raise UserError(
+                f"rows.{setting}: {good[0].file} has no column '{column}'.{hint} There: {', '.join(sorted(columns))}"
+            )
+    yield from held
+    held.clear()
+    yield from source
+
+
+class FeatureMaker:
+    """Makes rows of float32 numbers with a label; without a shape the first row decides how many numbers a row has."""
+
+    def __init__(self, rows: FeatureRows):
+        self._rows = rows
+        self.num_features = None if rows.shape is None else int(numpy.prod(rows.shape))
+
+    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+        numbers = self._numbers(values)
+        self._check_count(len(numbers))
+        try:
+            packed = struct.pack(f"<{len(numbers)}f", *numbers)
+        except OverflowError:
+            raise BadValue("number too large for float32") from None
+        features = numpy.frombuffer(packed, dtype="<f4") + numpy.float32(0)  # -0.0 and 0.0 are the same input
+        if not numpy.isfinite(features).all():
+            raise BadValue("number not finite")
+        label = _label(values, self._rows.label)
+        return CanonicalRow("", {"features": features, "label": label}, features.tobytes(), label)
+
+    def _numbers(self, values: Mapping[str, Any]) -> list[float]:
+        if not isinstance(self._rows.features, str):
+            return [_number(_value(values, column), column) for column in self._rows.features]
+        value = _value(values, self._rows.features)
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int, float}:
+            raise BadValue("not a list of numbers", f"in column '{self._rows.features}'")
+        return list(value)
+
+    def _check_count(self, count: int) -> None:
+        if count == 0:
+            raise BadValue("no numbers")
+        if self.num_features is None:
+            self.num_features = count
+        if count != self.num_features:
+            raise BadValue("wrong number of features", f"{count} instead of {self.num_features}")
+
+
+class TextMaker:
+    """Makes rows of a text and its label."""
+
+    def __init__(self, rows: TextRows):
+        self._columns = (rows.text,) if isinstance(rows.text, str) else rows.text
+        self._label = rows.label
+
+    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+        text = "\n".join(_text(values, column) for column in self._columns)
+        if not text.strip():
+            raise BadValue("empty text")
+        label = _label(values, self._label)
+        return CanonicalRow("", {"text": text, "label": label}, text.encode("utf-8"), label)
+
+
+class PairMaker:
+    """Makes pairs of a prompt and its completion, or rows of one of them alone."""
+
+    def __init__(self, rows: PairRows):
+        self._rows = rows
+
+    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+        pair = {"prompt": self._side(values, "prompt"), "completion": self._side(values, "completion")}
+        shown = pair["completion"] if pair["prompt"] is None else pair["prompt"]
+        assert shown is not None  # the settings demand one of them
+        return CanonicalRow("", pair, shown.encode("utf-8"), None)
+
+    def _side(self, values: Mapping[str, Any], side: str) -> str | None:
+        column = getattr(self._rows, side)
+        if column is None:
+            return None
+        text = _text(values, column)
+        if not text.strip():
+            raise BadValue(f"empty {side}")
+        return text
+
+
+def _with_id(row: CanonicalRow) -> CanonicalRow:
+    """`row` with its id: sha256 over each column's name and bytes, both with their lengths before them."""
+    hasher = hashlib.sha256()
+    for name, value in row.columns.items():
+        if name == "extra_json" or value is None:
+            continue
+        data = value.encode("utf-8") if isinstance(value, str) else value.tobytes()
+        hasher.update(b"%s %d " % (name.encode(), len(data)))
+        hasher.update(data)
+    return row._replace(row_id=hasher.hexdigest()[:ROW_ID_CHARS])
+
+
+def _extra(values: Mapping[str, Any], used: set[str]) -> str | None:
+    if len(values) == len(used):  # each used column is there, so there is no other
+        return None
+    extra = {name: plain(value) for name, value in values.items() if name not in used}
+    try:
+        text = digests.canonical_json(extra).decode("utf-8")
+    except TypeError as error:
+        raise BadValue("not plain values", str(error)) from None
+    return text if extra else None
+
+
+def _value(values: Mapping[str, Any], column: str) -> Any:
+    value = values.get(column)
+    if value is None:
+        raise BadValue("missing value", f"no '{column}'")
+    return value
+
+
+def _text(values: Mapping[str, Any], column: str) -> str:
+    value = _value(values, column)
+    if not isinstance(value, str):
+        raise BadValue("not text", f"'{column}' is {_type_name(value)}")
+    return value
+
+
+def _label(values: Mapping[str, Any], column: str) -> str:
+    """A label as text: that of a number or truth value is its JSON."""
+    value = _value(values, column)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not numpy.isfinite(value):
+        raise BadValue("number not finite", f"'{column}'")
+    if not isinstance(value, str | int | float):
+        raise BadValue("not a label", f"'{column}' is {_type_name(value)}")
+    label = str(value)
+    if not label.strip():
+        raise BadValue("empty label")
+    if len(label) > MAX_LABEL_CHARS:
+        raise BadValue(
+            "not a label", f"'{column}' has {len(label)} characters, at most {MAX_LABEL_CHARS} are a class's name"
+        )
+    label.encode("utf-8")
+    return label
+
+
+def _number(value: Any, column: str) -> float:
+    """A number, or the text of one, as CSV has it."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and "_" in value):
+        raise BadValue("not a number", f"'{column}' is {_type_name(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadValue("number too large for float32", f"'{column}'") from None
+    except ValueError:
+        raise BadValue("not a number", f"'{column}' is {value[:40]!r}") from None
+
+
+def _type_name(value: Any) -> str:
+    return {"str": "text", "dict": "an object", "list": "a list", "bool": "true or false"}.get(
+        type(value).__name__, type(value).__name__
+    )

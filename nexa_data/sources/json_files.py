@@ -1,0 +1,78 @@
+"""JSON documents and JSON lines."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nexa_core.config.data import JsonFormat
+from nexa_data.sources.raw import BLANK, BadRow, RawRow, Row, excerpt, without_trailing_blanks
+from nexa_data.sources.streams import UTF8_MARK, Line, Unreadable, lines, open_bytes
+
+
+def read_json_lines(path: Path, file: str) -> Iterator[Row]:
+    """A row for each line that holds a JSON object."""
+    return without_trailing_blanks(_row(line, file) for line in lines(path))
+
+
+def _row(line: Line, file: str) -> Row:
+    if line.problem:
+        return BadRow(file, line.number, line.problem, excerpt(line.text.strip()), line.detail)
+    text = line.text.strip()
+    if not text:
+        return BadRow(file, line.number, BLANK)
+    try:
+        value = parse(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow(file, line.number, "not JSON", excerpt(text), _what(error))
+    return _object(value, line.number, file)
+
+
+def read_json(path: Path, file: str, settings: JsonFormat) -> Iterator[Row]:
+    """The rows of one document, which is read as a whole: a list of objects, or a single one.
+
+    Raises:
+        Unreadable: the document is not JSON, or has no such rows.
+    """
+    with open_bytes(path) as stream:
+        data = stream.read().removeprefix(UTF8_MARK)
+    if not data.strip():
+        return
+    try:
+        document = parse(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"not JSON: {_what(error)}") from None
+    records = _list_of_records(document, settings.records)
+    for number, value in enumerate(records, 1):
+        yield _object(value, number, file)
+
+
+def parse(text: str) -> Any:
+    """The JSON value in `text`; NaN and Infinity, which Python's parser takes by default, are errors."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _list_of_records(document: Any, key: str | None) -> list[Any]:
+    if key is None:
+        return document if isinstance(document, list) else [document]
+    records = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(records, list):
+        raise Unreadable(f"no list of rows under the key '{key}' (json.records)")
+    return records
+
+
+def _object(value: Any, number: int, file: str) -> Row:
+    if isinstance(value, dict):
+        return RawRow(file, number, value) if value else BadRow(file, number, BLANK, "{}")
+    return BadRow(file, number, "not a JSON object", excerpt(value), f"a {type(value).__name__}")
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        place = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        return f"{error.msg} at {place}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

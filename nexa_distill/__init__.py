@@ -1,0 +1,1 @@
+"""Distillation from a teacher; not in this version, its commands say so."""

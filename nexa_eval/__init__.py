@@ -1,0 +1,1 @@
+"""Evaluating: scores, judgements, reports."""

@@ -1,0 +1,1 @@
+"""Models: building, encoding rows for them, saving, loading, predicting."""

@@ -1,0 +1,63 @@
+"""What decides a result's bits: device, threads, precision, deterministic kernels."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from nexa_core.environment import cpu_name
+from nexa_core.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `training.device` means here.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "training.device is cuda and no GPU is visible to torch; check nvidia-smi, or set it to auto or cpu."
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def make_deterministic() -> None:
+    """Only kernels that give the same bits each time; one that cannot raises instead of differing."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first call
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def choose_autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
+    """A maker of the context that forward passes run in.
+
+    Raises:
+        UserError: bfloat16 was asked for and the device would only emulate it.
+    """
+    if precision == "bfloat16" and not _has_bfloat16(device):
+        raise UserError(
+            f"training.precision is bfloat16 and this {device.type} has no bfloat16 arithmetic; set float32."
+        )
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def describe_numerics(device: torch.device) -> dict[str, Any]:
+    """The facts that two runs must share to agree bit for bit."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

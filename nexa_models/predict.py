@@ -1,0 +1,199 @@
+"""From a model and rows to a table of predictions, and from predictions to scores."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nexa_core.metrics import Scores, classification_scores, language_model_scores
+from nexa_models.encoding import BEGIN, END, IGNORED, PADDING, Batch, Encoded, PairRows, encode
+from nexa_models.spec import ModelSpec
+from nexa_models.vocabulary import load_tokenizer
+
+CLASSIFICATION_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("target", pa.string()),
+        ("prediction", pa.string()),
+        ("probabilities", pa.list_(pa.float64())),
+    ]
+)
+LANGUAGE_MODEL_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("target", pa.string()),
+        ("prediction", pa.string()),  # null where no text was asked for
+        ("loss", pa.float64()),  # nats, summed over the row's learned tokens
+        ("unigram_loss", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How predictions are made."""
+
+    batch_size: int
+    generate_rows: int = 0
+    """Rows with a prompt that a language model also completes in text, the first ones."""
+    max_new_tokens: int = 0
+
+
+def predict(model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, *, device: torch.device) -> pa.Table:
+    """A row of predictions for each row of `table`, in its order; `target` is null where it has no label."""
+    model.eval()
+    encoded = encode(table, spec)
+    with torch.inference_mode():
+        if spec.is_language_model:
+            assert isinstance(encoded, PairRows)
+            return _predict_text(model, spec, table, encoded, asked, device)
+        return _predict_classes(model, spec, table, encoded, asked, device)
+
+
+def score(predictions: pa.Table, spec: ModelSpec) -> Scores:
+    """The metrics of a table that `predict` made; a function of the table alone."""
+    if spec.is_language_model:
+        exact = [
+            math.nan if prediction is None else float(prediction.strip() == target.strip())
+            for prediction, target in zip(
+                predictions["prediction"].to_pylist(), predictions["target"].to_pylist(), strict=True
+            )
+        ]
+        return language_model_scores(
+            nll_N=predictions["loss"].to_numpy(),
+            num_tokens_N=predictions["num_tokens"].to_numpy(),
+            num_bytes_N=predictions["num_bytes"].to_numpy(),
+            exact_match_N=np.array(exact),
+            unigram_nll_N=predictions["unigram_loss"].to_numpy(),
+        )
+    index = {label: position for position, label in enumerate(spec.labels)}
+    targets_N = np.array([index[label] for label in predictions["target"].to_pylist()], dtype=np.int64)
+    flat = predictions["probabilities"].combine_chunks().flatten().to_numpy()
+    return classification_scores(targets_N, flat.reshape(len(targets_N), len(spec.labels)))
+
+
+def main_metric(spec: ModelSpec) -> tuple[str, bool]:
+    """The metric that stands for a model of this kind, and whether more of it is better."""
+    return ("bits_per_byte", False) if spec.is_language_model else ("accuracy", True)
+
+
+def mean_loss(model: nn.Module, encoded: Encoded, *, batch_size: int, device: torch.device) -> tuple[float, float]:
+    """Loss in nats and accuracy, both a mean over the learned targets; NaN when there are none."""
+    model.eval()
+    total_loss, num_right, num_targets = 0.0, 0, 0
+    with torch.inference_mode():
+        for batch in batches(encoded, batch_size, device):
+            logits = model(**batch.inputs)
+            total_loss += float(summed_loss(logits, batch.targets))
+            num_right += int((logits.argmax(-1) == batch.targets).sum())
+            num_targets += batch.num_targets
+    return (total_loss / num_targets, num_right / num_targets) if num_targets else (math.nan, math.nan)
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats, summed over the targets that are not `IGNORED`; logits have one axis more than targets."""
+    return functional.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def batches(encoded: Encoded, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    for start in range(0, len(encoded), batch_size):
+        yield encoded.batch(np.arange(start, min(start + batch_size, len(encoded)))).to(device)
+
+
+def _predict_classes(
+    model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: Encoded, asked: Asked, device: torch.device
+) -> pa.Table:
+    logits = [model(**batch.inputs).double().cpu() for batch in batches(encoded, asked.batch_size, device)]
+    probabilities_NK = torch.softmax(torch.cat(logits), dim=-1).numpy()
+    columns = {
+        "row_id": table["row_id"],
+        "target": table["label"] if "label" in table.column_names else pa.nulls(table.num_rows, pa.string()),
+        "prediction": [spec.labels[index] for index in probabilities_NK.argmax(axis=1)],
+        "probabilities": list(probabilities_NK),
+    }
+    return pa.table(columns, schema=CLASSIFICATION_SCHEMA)
+
+
+def _predict_text(
+    model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: PairRows, asked: Asked, device: torch.device
+) -> pa.Table:
+    byte_lengths_V = _token_bytes(spec).to(device)
+    losses, unigram_losses, num_tokens, num_bytes = [], [], [], []
+    for batch in batches(encoded, asked.batch_size, device):
+        logits = model(**batch.inputs).float()
+        losses.append(
+            _row_sums(functional.cross_entropy(logits.mT, batch.targets, reduction="none", ignore_index=IGNORED))
+        )
+        learned = batch.targets != IGNORED
+        ids = batch.targets.clamp(min=0)
+        unigram_losses.append(_row_sums(-model.unigram_log_probs_V[ids] * learned))
+        num_tokens.append(learned.sum(dim=1).cpu())
+        num_bytes.append((byte_lengths_V[ids] * learned).sum(dim=1).cpu())
+    columns = {
+        "row_id": table["row_id"],
+        "target": table["completion"],
+        "prediction": _complete(model, spec, table, asked, device),
+        "loss": torch.cat(losses).numpy(),
+        "unigram_loss": torch.cat(unigram_losses).numpy(),
+        "num_tokens": torch.cat(num_tokens).numpy(),
+        "num_bytes": torch.cat(num_bytes).numpy(),
+    }
+    return pa.table(columns, schema=LANGUAGE_MODEL_SCHEMA)
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    return values.double().sum(dim=1).cpu()
+
+
+def _token_bytes(spec: ModelSpec) -> Tensor:
+    """Bytes of text each token stands for: byte-level BPE writes one character a byte; special tokens stand for none."""
+    assert spec.tokenizer is not None
+    tokenizer = load_tokenizer(spec.tokenizer)
+    special = tokenizer.get_added_tokens_decoder()
+    vocabulary = tokenizer.get_vocab()
+    lengths = torch.zeros(len(vocabulary), dtype=torch.int64)
+    for token, index in vocabulary.items():
+        lengths[index] = 0 if index in special else len(token)
+    return lengths
+
+
+def _complete(
+    model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, device: torch.device
+) -> list[str | None]:
+    """Greedy completions of the first rows that have a prompt with room behind it; None for the others."""
+    assert spec.tokenizer is not None
+    texts: list[str | None] = [None] * table.num_rows
+    tokenizer = load_tokenizer(spec.tokenizer)
+    begin, end, padding = (tokenizer.token_to_id(token) for token in (BEGIN, END, PADDING))
+    room = spec.model["parameters"]["max_tokens"] - asked.max_new_tokens
+    prompts = {}
+    for row, prompt in enumerate(table["prompt"].to_pylist()):
+        if len(prompts) >= asked.generate_rows:
+            break
+        ids = [begin, *tokenizer.encode(prompt or "").ids]
+        if prompt and len(ids) <= room:
+            prompts[row] = ids
+    for chunk in _chunks(list(prompts), asked.batch_size):
+        longest = max(len(prompts[row]) for row in chunk)
+        ids = torch.tensor([[padding] * (longest - len(prompts[row])) + prompts[row] for row in chunk], device=device)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in chunk], device=device
+        )
+        out = model.generate(ids, mask, max_new_tokens=asked.max_new_tokens, end_id=end, padding_id=padding)  # type: ignore[operator]
+        for row, text in zip(chunk, tokenizer.decode_batch(out.tolist(), skip_special_tokens=True), strict=True):
+            texts[row] = text
+    return texts
+
+
+def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -1,0 +1,1 @@
+"""What spans a run: packages, verification, leaderboard, the state of a machine."""

@@ -1,0 +1,66 @@
+"""The model card of a package: what it is, what it learned from, how good it is, and how to check that."""
+
+from typing import Any
+
+from nexa_data.datasets import Dataset
+
+from nexa_core.manifest import Manifest
+from nexa_models.checkpoint import Checkpoint
+
+CARD = """\
+# {run_id}
+
+A `{model}` trained by NexaCompute on dataset `{dataset}`, step {step}.
+
+## Scores
+On {num_rows} rows of the {split} split, which the model was not trained on; intervals are at 95%.
+
+| metric | value | interval | rows |
+| --- | --- | --- | --- |
+{scores}
+{notes}
+## Data
+{sources}
+The dataset's fingerprint is `{dataset_fingerprint}`; the run's is `{fingerprint}`.
+
+## Use
+`nexa verify <this package>` rebuilds the model, predicts the rows in `proof_rows.parquet` and compares.
+`nexa predict <this package> --input rows.jsonl` predicts {inputs}.
+
+## Limits
+The scores speak of rows like those of `{dataset}`. Nothing was measured on other data, on fairness or on safety.
+"""
+
+INPUTS = {
+    "features": 'rows like `{{"features": [...]}}`, {shape} numbers each',
+    "text": 'rows like `{{"text": "..."}}`',
+    "pairs": 'rows like `{{"prompt": "..."}}`',
+}
+
+
+def write_card(manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoint, dataset: Dataset) -> str:
+    """The card as Markdown; a function of its arguments, so that packing twice gives the same bytes."""
+    spec = checkpoint.spec
+    shape = "x".join(map(str, spec.feature_shape or ()))
+    rows = [
+        f"| {name} | {value['value']:.4f} | {value['low']:.4f} to {value['high']:.4f} | {value['num_rows']} |"
+        for name, value in metrics["metrics"].items()
+    ]
+    return CARD.format(
+        run_id=manifest["run_id"],
+        model=spec.model["name"],
+        dataset=dataset.key,
+        step=checkpoint.step,
+        num_rows=max(value["num_rows"] for value in metrics["metrics"].values()),
+        split=metrics["split"],
+        scores="\n".join(rows),
+        notes="".join(f"\n{note}\n" for note in metrics.get("notes", [])),
+        sources="\n".join(_source_line(source) for source in dataset.manifest["sources"]),
+        dataset_fingerprint=dataset.fingerprint,
+        fingerprint=checkpoint.fingerprint,
+        inputs=INPUTS[spec.kind].format(shape=shape),
+    )
+
+
+def _source_line(source: dict[str, Any]) -> str:
+    return f"- {source['file']} (sha256 `{source['sha256']}`)"

@@ -1,0 +1,59 @@
+"""A run's checkpoints: their names, which are kept, and which one to continue from."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from nexa_core import durable
+from nexa_models.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"^checkpoint_(epoch|step)(\d+)\.pt$")
+NEWEST_KEPT = 2  # one to continue from and one to fall back on
+
+
+def checkpoint_name(step: int, steps_per_epoch: int) -> str:
+    """`checkpoint_epoch<N>.pt` after the whole epoch N (from 0), `checkpoint_step<N>.pt` inside one."""
+    epochs, rest = divmod(step, steps_per_epoch)
+    return f"checkpoint_step{step}.pt" if rest else f"checkpoint_epoch{epochs - 1}.pt"
+
+
+def list_checkpoints(folder: Path, steps_per_epoch: int) -> list[tuple[int, Path]]:
+    """(step, path) of every checkpoint in a run's folder, oldest first."""
+    found = []
+    for path in folder.glob("checkpoint_*.pt"):
+        if match := NAME.match(path.name):
+            number = int(match[2])
+            found.append((number if match[1] == "step" else (number + 1) * steps_per_epoch, path))
+    return sorted(found)
+
+
+def newest_checkpoint(folder: Path, steps_per_epoch: int) -> Checkpoint | None:
+    """The newest checkpoint whose digest holds; each damaged one before it is reported. None when none is left."""
+    for _, path in reversed(list_checkpoints(folder, steps_per_epoch)):
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            logger.warning("%s Falling back to the checkpoint before it.", error)
+    return None
+
+
+def best_step(history: Sequence[dict[str, float]]) -> int:
+    """The step of the lowest validation loss, the earliest of equals."""
+    return int(min(history, key=lambda entry: (entry["loss"], entry["step"]))["step"])
+
+
+def prune_checkpoints(
+    folder: Path, steps_per_epoch: int, history: Sequence[dict[str, float]], *, save_top_k: int | None
+) -> None:
+    """Delete what the settings do not keep; the newest two always stay, and so does the best."""
+    found = list_checkpoints(folder, steps_per_epoch)
+    keep = {step for step, _ in found[-NEWEST_KEPT:]}
+    ranked = sorted(history, key=lambda entry: (entry["loss"], entry["step"]))
+    keep |= {int(entry["step"]) for entry in ranked[: save_top_k or None]}
+    for step, path in found:
+        in_epoch = step % steps_per_epoch != 0
+        if step not in keep and (in_epoch or save_top_k is not None):
+            durable.remove(path)

@@ -1,0 +1,6 @@
+"""Distillation training: not in this version; the command says so and exits 2."""
+
+from nexa_core.command import refuse
+
+if __name__ == "__main__":
+    refuse("Distillation training", "Train on prepared pairs instead: nexa train --config configs/baseline.yaml")

@@ -1,0 +1,1 @@
+"""Doors only: each command loads a config, calls one function and prints what came out."""

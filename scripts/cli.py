@@ -1,0 +1,247 @@
+"""The command line: `nexa`, `python scripts/cli.py` and `python -m <package>.<verb>` are this one.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nexa_core.command import run_to_exit
+
+app = typer.Typer(
+    help="A machine-learning laboratory in a box: raw files in, a verified package out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Option("--config", help="YAML file of settings.")]
+OptionalConfig = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override", help="Change one setting, e.g. training.optimizer.lr=0.0001. Repeatable.", metavar="KEY=VALUE"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+CheckpointPath = Annotated[Path, typer.Option("--checkpoint", help="A checkpoint_*.pt file.")]
+Tarball = Annotated[Path, typer.Argument(help="A package made by `nexa package`.")]
+Trust = Annotated[
+    str | None, typer.Option(help="Import and run this model code of the package's maker.", metavar="MODULE:NAME")
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line with these arguments, or the process's own, and exit."""
+    run_to_exit(lambda: app(args=arguments, prog_name="nexa"))
+
+
+@app.command()
+def prepare(
+    config: Config = Path("configs/data.yaml"),
+    override: Overrides = None,
+    replace: Annotated[bool, typer.Option(help="Make datasets anew whose version exists with other content.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn raw files into versioned datasets.
+
+    Example: nexa prepare --config configs/data.yaml
+    """
+    from nexa_core.config import DataConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_data.prepare import prepare as prepare_datasets
+
+    prepared = prepare_datasets(
+        load_config(config, DataConfig, overrides=override or []), Layout.from_environment(), replace=replace
+    )
+    show([each.as_json() for each in prepared], "\n".join(each.as_text() for each in prepared), as_json)
+
+
+@app.command()
+def train(
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run of this config.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model and score it on the test split.
+
+    Example: nexa train --config configs/default.yaml --override training.optimizer.lr=0.0001
+    """
+    from nexa_core.config import RunConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_train.train import run
+
+    settings = load_config(config, RunConfig, overrides=override or [])
+    layout = Layout.from_environment()
+    result = run(settings, layout=layout, config_path=config, resume=resume, resume_from=resume_from)
+    show(result.manifest, result.as_text(layout), as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointPath,
+    config: OptionalConfig = None,
+    override: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint: every metric with its 95% interval.
+
+    Example: nexa evaluate --config configs/default.yaml --checkpoint artifacts/checkpoints/checkpoint_epoch0.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_eval.evaluate import evaluate as evaluate_checkpoint
+
+    layout = Layout.from_environment()
+    result = evaluate_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [])
+    show(result.metrics, result.as_text(layout), as_json)
+
+
+@app.command()
+def judge(
+    checkpoint: CheckpointPath,
+    config: OptionalConfig = None,
+    override: Overrides = None,
+    rubric: Annotated[str | None, typer.Option(help="A rubric's name, or a YAML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint and hold it against a rubric; exit code 3 when a gate fails.
+
+    Example: nexa judge --checkpoint artifacts/checkpoints/best.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_eval.judge import judge as judge_checkpoint
+
+    layout = Layout.from_environment()
+    verdict = judge_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [], rubric=rubric)
+    show(verdict.as_json(), verdict.as_text(layout), as_json)
+    verdict.require_pass()
+
+
+@app.command()
+def package(
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint_*.pt file.")] = None,
+    config: OptionalConfig = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the tarball. [default: artifacts/package]")] = None,
+    verification_rows: Annotated[
+        int, typer.Option(help="Rows of the test split that travel along as proof.", min=1)
+    ] = 256,
+    as_json: Json = False,
+) -> None:
+    """Pack a checkpoint (or the newest run of a config) into one verified tarball.
+
+    Example: nexa package --checkpoint artifacts/checkpoints/best.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.package import package as package_checkpoint
+
+    packed = package_checkpoint(
+        layout=Layout.from_environment(),
+        checkpoint_path=checkpoint,
+        config_path=config,
+        output=output,
+        verification_rows=verification_rows,
+    )
+    show(packed.as_json(), packed.as_text(), as_json)
+
+
+@app.command()
+def verify(tarball: Tarball, trust: Trust = None, as_json: Json = False) -> None:
+    """Check a package in a fresh process: digests, weights, predictions and score; exit code 3 when one differs.
+
+    Example: nexa verify artifacts/package/digits_20260102_030405.tar.gz
+    """
+    from nexa_ops.verify import verify as verify_package
+
+    report = verify_package(tarball, trusted=trust)
+    show(report.as_json(), report.as_text(), as_json)
+    report.require_pass()
+
+
+@app.command()
+def predict(
+    tarball: Tarball,
+    input_path: Annotated[Path, typer.Option("--input", help="Rows to predict, one JSON object a line.")],
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of stdout.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest text a language model writes.", min=1)] = 32,
+    trust: Trust = None,
+) -> None:
+    """Predict rows with a packed model.
+
+    Example: nexa predict artifacts/package/digits_20260102_030405.tar.gz --input rows.jsonl
+    """
+    from nexa_ops.predict import predict_file
+
+    predict_file(
+        tarball, input_path, output_path=output, stdout=sys.stdout, max_new_tokens=max_new_tokens, trusted=trust
+    )
+
+
+@app.command()
+def leaderboard(
+    experiment: Annotated[str | None, typer.Option(help="Only runs of this experiment.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Rank by this metric instead of the main one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the finished runs, each score with its interval, by dataset.
+
+    Example: nexa leaderboard --metric macro_f1
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.leaderboard import make_leaderboard
+
+    board = make_leaderboard(Layout.from_environment(), experiment=experiment, metric=metric)
+    show(board.as_json(), board.as_text(), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, visible and writable here; exit code 3 when something needed is not.
+
+    Example: nexa doctor
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.doctor import examine
+
+    report = examine(Layout.from_environment())
+    show(report.as_json(), report.as_text(), as_json)
+    report.require_pass()
+
+
+@app.command()
+def schema(
+    of: Annotated[str, typer.Argument(help="run (train, evaluate), data (prepare), rubric (judge) or manifest.")],
+) -> None:
+    """Print the JSON schema of a config, for editors.
+
+    Example: nexa schema run > run.schema.json
+    """
+    from nexa_eval.schemas import json_schema
+
+    print(json.dumps(json_schema(of), indent=2))
+
+
+@app.command()
+def tune(
+    config: Config = Path("configs/default.yaml"),
+    max_trials: Annotated[int, typer.Option(help="Number of trials.")] = 5,
+) -> None:
+    """Not in this version: search for better hyperparameters."""
+    from scripts.hyperparameter_search import search
+
+    search(config, max_trials=max_trials)
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    """Print a result: text for people, or JSON for machines."""
+    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+if __name__ == "__main__":
+    main()
