@@ -38,10 +38,8 @@ def run_to_exit(work: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}. Files written before are whole; mend it and run the same command again.",
-            1,
-        )
+        what = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+        fail(f"{what}. Files written before are whole; mend it and run the same command again.", 1)
 
 
 def fail(message: str, exit_code: int) -> None:

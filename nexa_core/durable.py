@@ -64,7 +64,7 @@ class Appender:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")
+        self._file = open(path, "ab")  # noqa: SIM115 -- closed by `close`
 
     def write(self, value: Any) -> None:
         self._file.write(json_line(value))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ SCHEMA: dict[str, Any] = {
 
 Manifest = dict[str, Any]
 
+FORMATS = jsonschema.FormatChecker(formats=())
+
+
+@FORMATS.checks("date-time", raises=ValueError)
+def is_date_time(value: object) -> bool:
+    """RFC 3339: a date, a time and an offset from UTC."""
+    return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
+
 
 def check_manifest(manifest: Manifest, *, where: str) -> None:
     """Hold `manifest` against the schema, and its metrics against NaN and infinity.
@@ -42,7 +51,7 @@ def check_manifest(manifest: Manifest, *, where: str) -> None:
     Raises:
         UserError: naming the key and what is wrong with it.
     """
-    validator = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
+    validator = jsonschema.Draft202012Validator(SCHEMA, format_checker=FORMATS)
     mistakes = sorted(validator.iter_errors(manifest), key=str)
     if mistakes:
         key = "/".join(str(part) for part in mistakes[0].absolute_path) or "the manifest"

@@ -256,7 +256,7 @@ def _add_losses(
     kept = num_tokens > 0
     _check("nll_N", nll, kept | (nll == 0), "0 in a row without supervised tokens")
     if not kept.any():
-        sheet.leave_out("loss, perplexity, bits_per_byte", "no row has a supervised token")
+        sheet.leave_out("all losses and perplexity", "no row has a supervised token")
         return
     if not kept.all():
         sheet.notes.append(f"{int((~kept).sum())} rows without a supervised token are in no loss")

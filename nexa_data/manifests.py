@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from nexa_core import digests
-from nexa_core.paths import CATEGORIES, Layout
+from nexa_core.paths import Layout
 
 FORMAT = "nexa.dataset/1"
 
 Manifest = Mapping[str, Any]
+Stood = tuple[Path, Manifest]
+"""A dataset on disk: where its manifest lies, and the manifest."""
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -22,9 +24,9 @@ def read_manifest(path: Path) -> Manifest | None:
     return value if isinstance(value, dict) and value.get("format") == FORMAT else None
 
 
-def list_manifests(layout: Layout) -> list[tuple[Path, Manifest]]:
-    """Every dataset's manifest with its path, by category and key."""
-    paths = (path for category in CATEGORIES for path in sorted(layout.dataset_manifests(category).glob("*.json")))
+def list_manifests(layout: Layout, category: str) -> list[Stood]:
+    """The manifest of each dataset of a category with its path, by key."""
+    paths = sorted(layout.dataset_manifests(category).glob("*.json"))
     return [(path, manifest) for path in paths if (manifest := read_manifest(path)) is not None]
 
 
@@ -32,6 +34,11 @@ def describe_file(layout: Layout, path: Path, **facts: Any) -> dict[str, Any]:
     """A file as a manifest records it: path, what is known of it, size and digest."""
     size = path.stat().st_size
     return {"path": layout.relative(path), **facts, "bytes": size, "sha256": digests.of_file(path)}
+
+
+def is_pretrain(manifest: Manifest) -> bool:
+    """Whether a dataset's splits are the numbered shards of the one folder `training/pretrain`."""
+    return bool(manifest["config"].get("output", {}).get("name") == "pretrain")
 
 
 def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:

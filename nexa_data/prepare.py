@@ -2,23 +2,29 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nexa_core import durable
 from nexa_core.config.data import DataConfig, DatasetConfig
-from nexa_core.errors import UserError
+from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
+from nexa_data.flow import Census, fill
 from nexa_data.places import Places
-from nexa_data.rejects import rejects_at
+from nexa_data.rejects import Rejects, counts, rejects_at
+from nexa_data.rows import SCHEMAS
 from nexa_data.sources import Source, open_source
+from nexa_data.sources.raw import UNREADABLE
+from nexa_data.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
+NUM_SPLITS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,20 @@ class Prepared:
 
     @property
     def num_rejected(self) -> int:
-        rows: int = self.manifest["rejects"]["rows"]
-        return rows
+        return int(self.manifest["rejects"]["rows"])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "dataset": self.key,
+            "is_new": self.is_new,
+            "rows": self.num_rows,
+            "rejected": self.num_rejected,
+            "manifest": str(self.manifest_path),
+        }
+
+    def as_text(self) -> str:
+        what = "prepared" if self.is_new else "stands already"
+        return f"{self.key} {what}: {_shown(self.num_rows)}, {self.num_rejected:,} rejected -> {self.manifest_path}"
 
 
 def prepare(config: DataConfig, layout: Layout, *, replace: bool = False) -> list[Prepared]:
@@ -64,13 +82,13 @@ def prepare_dataset(config: DatasetConfig, layout: Layout, *, replace: bool = Fa
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, source, replace=replace):
         return Prepared(places.manifest, standing, is_new=False)
-    in_the_way = _shards_in_the_way(places)
-    if in_the_way and not replace:
-        raise UserError(
-            f"{config.key}: data/processed/training/pretrain holds the shards of {', '.join(path.stem for path, _ in in_the_way)}. "
-            "Pass --replace to give them up."
-        )
-    return _Making(places, source, in_the_way).make()
+    others = _owners_of_shards(places)
+    if others and not replace:
+        names = ", ".join(path.stem for path, _ in others)
+        folder = layout.relative(places.split("001").parent)
+        raise UserError(f"{config.key}: {folder} holds the shards of {names}. Pass --replace to give them up.")
+    own = [] if standing is None else [(places.manifest, standing)]
+    return _make(places, source, own + others)
 
 
 def _still_stands(standing: manifests.Manifest, places: Places, source: Source, *, replace: bool) -> bool:
@@ -95,37 +113,140 @@ def _still_stands(standing: manifests.Manifest, places: Places, source: Source, 
     return True
 
 
-def _shards_in_the_way(places: Places) -> list[tuple[Path, manifests.Manifest]]:
+def _owners_of_shards(places: Places) -> list[manifests.Stood]:
     """The other datasets whose pretraining shards have the names that this one's will have."""
     if places.config.output.name != "pretrain":
         return []
-    others = manifests.list_manifests(places.layout)
     return [
         (path, manifest)
-        for path, manifest in others
-        if manifest["config"]["output"]["name"] == "pretrain" and path != places.manifest
+        for path, manifest in manifests.list_manifests(places.layout, places.category)
+        if manifests.is_pretrain(manifest) and path != places.manifest
     ]
 
 
-class _Making:
-    """One dataset in the making: rows flow through `_good_rows` and `_distinct` into tables, and are counted on the way."""
+def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Prepared:
+    """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
+    began = time.monotonic()
+    config, layout = places.config, places.layout
+    rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
+    with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack:
+        tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
+        census = fill(tables, rejects, source, config)
+        rejects.check(census.num_read, config.max_bad_fraction)
+        if tables.num_rows.get("train") == 0:
+            raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
+        tables.close()
+        for manifest_path, _ in standing:
+            durable.remove(manifest_path)
+    if rejects_path != places.rejects:
+        durable.copy(rejects_path, places.rejects)
+    durable.remove(places.refused_rejects)
+    manifest = _describe(places, source, census, rejects, tables.num_rows)
+    _remove_left_over(layout, standing, manifest)
+    durable.write_json(places.manifest, manifest)
+    prepared = Prepared(places.manifest, manifest, is_new=True)
+    _report(prepared, time.monotonic() - began)
+    return prepared
 
-    def __init__(self, places: Places, source: Source, in_the_way: list[tuple[Path, manifests.Manifest]]):
-        self._places, self._config, self._layout = places, places.config, places.layout
-        self._source = source
-        self._standing = [*in_the_way]
-        self._num_read = 0
-        self._seen: Counter[str] = Counter()
-        self._labels: set[str] = set()
-        self._num_features: int | None = None
-        if (manifest := manifests.read_manifest(places.manifest)) is not None:
-            self._standing.append((places.manifest, manifest))
 
-    def make(self) -> Prepared:
-        began = time.monotonic()
-        origins = self._source.origins() if self._standing else None
-        is_replacing = self._places.manifest.exists()
-        rejects_path = self._places.refused_rejects if is_replacing else self._places.rejects
-        with rejects_at(rejects_path) as rejects:
-            num_rows = self._write_splits(rejects)
-        raise NotImplementedError
+def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:
+    """Delete what the replaced datasets had and the new one has not, such as further shards."""
+    needed = {record["path"] for record in manifests.files_of(manifest)}
+    for _, old in standing:
+        for record in manifests.files_of(old):
+            path = layout.absolute(record["path"])
+            if record["path"] not in needed and path.resolve().is_relative_to(layout.processed.resolve()):
+                durable.remove(path)
+
+
+def _describe(
+    places: Places, source: Source, census: Census, rejects: Rejects, num_rows: dict[str, int]
+) -> dict[str, Any]:
+    """The manifest; reads each written file again for its digest."""
+    config, layout = places.config, places.layout
+    origins, resolved, code = source.origins(), config.resolved(), manifests.code_digest()
+    splits = {
+        split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
+    }
+    return {
+        "format": manifests.FORMAT,
+        "name": config.name,
+        "version": config.version,
+        "category": places.category,
+        "kind": config.rows.name,
+        "columns": [{"name": field.name, "type": str(field.type)} for field in SCHEMAS[config.rows.name]],
+        "labels": sorted(census.labels),
+        "feature_shape": census.feature_shape,
+        "splits": splits,
+        "sources": origins,
+        "steps": _steps(config, census, rejects),
+        "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
+        "tokenizer": _tokenizer(places),
+        "parents": [],
+        "config": resolved,
+        "libraries": {name: metadata.version(name) for name in ("pyarrow", "tokenizers")},
+        "code": code,
+        "fingerprint": manifests.fingerprint(resolved, origins, code),
+    }
+
+
+def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict[str, Any]]:
+    """What each step did to how many rows, and why it left rows out."""
+    parameters: dict[str, Any] = {
+        "read": config.source.resolved(),
+        "normalise": config.rows.resolved(),
+        "deduplicate": {"drop_duplicates": config.drop_duplicates},
+        "split": config.output.resolved(),
+    }
+    steps, rows_in = [], census.num_read
+    for name, settings in parameters.items():
+        rows_out = rows_in - rejects.num_in(name)
+        step = {"name": name, "parameters": settings, "rows_in": rows_in, "rows_out": rows_out}
+        steps.append({**step, "reasons": counts(rejects.reasons[name])})
+        rows_in = rows_out
+    assert rows_in == census.num_kept, "a row was neither kept nor rejected"
+    return steps
+
+
+def _tokenizer(places: Places) -> dict[str, Any] | None:
+    """The record of the dataset's tokenizer, which is trained here; None where none is asked for."""
+    if places.config.tokenizer is None:
+        return None
+    from nexa_data.tokenizer import train_tokenizer
+
+    wanted = places.config.tokenizer.vocab_size
+    tokenizer = train_tokenizer(places.split("train"), wanted)
+    if tokenizer.get_vocab_size() < wanted:
+        logger.warning(
+            "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",
+            places.config.key, tokenizer.get_vocab_size(), wanted,
+        )  # fmt: skip
+    durable.write_text(places.tokenizer, tokenizer.to_str())
+    return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
+
+
+def _report(prepared: Prepared, seconds: float) -> None:
+    shown, rejected = _shown(prepared.num_rows), prepared.num_rejected
+    logger.info("%s: %s, %s rejected, %.1f s", prepared.key, shown, f"{rejected:,}", seconds)
+    shares = prepared.manifest["config"]["output"]
+    for split, count in prepared.num_rows.items():
+        if count == 0 and shares.get(split) != 0:
+            logger.warning("%s: there are too few rows for the split %s, it has none", prepared.key, split)
+    num_unreadable = prepared.manifest["steps"][0]["reasons"].get(UNREADABLE, 0)
+    if num_unreadable:
+        where = prepared.manifest["rejects"]["path"]
+        logger.warning(
+            "%s: %s files could not be read, or not to their end; see %s", prepared.key, num_unreadable, where
+        )
+
+
+def _shown(num_rows: Mapping[str, int]) -> str:
+    splits = ", ".join(f"{split} {count:,}" for split, count in list(num_rows.items())[:NUM_SPLITS_SHOWN])
+    more = ", ..." if len(num_rows) > NUM_SPLITS_SHOWN else ""
+    return f"{sum(num_rows.values()):,} rows ({splits}{more})"
+
+
+if __name__ == "__main__":
+    from nexa_core.command import enter
+
+    enter("prepare")

@@ -1,6 +1,6 @@
 """Rows that were left out: each one written down with its reason, counted, and held against the limit."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ class Rejects:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self.reasons: dict[str, Counter[str]] = {"read": Counter(), "normalise": Counter(), "deduplicate": Counter()}
+        self.reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, step: str, row: BadRow) -> None:
         self.reasons[step][row.reason] += 1
@@ -42,17 +42,17 @@ class Rejects:
     def num_rows(self) -> int:
         return self.num_bad + self.num_in("deduplicate")
 
-    def check(self, num_rows_read: int, limit: float) -> None:
-        """Compare the share of bad rows with its limit.
+    def check(self, num_read: int, limit: float) -> None:
+        """Hold the share of bad rows against its limit.
 
         Raises:
             GateError: there are too many, or no good ones at all.
         """
-        if num_rows_read == self.num_bad:
-            raise GateError(f"no good row among {num_rows_read} read. {self._commonest()}")
-        if self.num_bad / num_rows_read > limit:
-            share = f"{self.num_bad} of {num_rows_read} rows are bad ({self.num_bad / num_rows_read:.1%})"
-            raise GateError(f"{share}, max_bad_fraction allows {limit:.1%}. {self._commonest()}")
+        if num_read == self.num_bad:
+            raise GateError(f"there is no good row among {num_read} read. {self._commonest()}")
+        if self.num_bad / num_read > limit:
+            share = f"{self.num_bad} of {num_read} rows are bad ({self.num_bad / num_read:.2%})"
+            raise GateError(f"{share}, max_bad_fraction allows {limit:.2%}. {self._commonest()}")
 
     def _commonest(self) -> str:
         reasons = self.reasons["read"] + self.reasons["normalise"]
@@ -61,14 +61,14 @@ class Rejects:
 
 
 @contextmanager
-def rejects_at(path: Path) -> Iterator[Rejects]:
+def rejects_at(path: Path, dataset: str) -> Iterator[Rejects]:
     """A new rejects file, which stays even when the block ends with a `GateError`, so that the user can look at it."""
     refusal: GateError | None = None
     with durable.create(path) as file:
         try:
             yield Rejects(file)
         except GateError as error:
-            refusal = error
+            refusal = GateError(f"{dataset}: {error} Each row that was left out is in {path}")
     if refusal is not None:
         raise refusal
 

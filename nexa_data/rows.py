@@ -32,11 +32,11 @@ SCHEMAS = {
         [_ID, pyarrow.field("prompt", pyarrow.string()), pyarrow.field("completion", pyarrow.string()), _EXTRA]
     ),
 }
-"""The columns of each kind of rows. `extra_json` holds the source's other columns as a JSON object, null where it has none.
+"""The columns of each kind of rows. `extra_json` is the source's other columns as a JSON object, null where it has none.
 Of a pair, `prompt` is null for plain documents and `completion` is null for teacher inputs."""
 
 
-class BadValue(Exception):
+class RowError(Exception):
     """A row cannot become a canonical one; `reason` is one of few, `detail` is particular to the row."""
 
     def __init__(self, reason: str, detail: str = ""):
@@ -57,7 +57,7 @@ class CanonicalRow(NamedTuple):
 
 
 Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
-"""Makes a source's values a canonical row, or raises `BadValue`."""
+"""Makes a source's values a canonical row, or raises `RowError`."""
 
 
 def canonical(rows: Rows) -> Canonical:
@@ -70,7 +70,7 @@ def canonical(rows: Rows) -> Canonical:
             made = make(values)
             made.columns["extra_json"] = _extra(values, used)
         except UnicodeEncodeError:
-            raise BadValue("not valid Unicode", "half of a surrogate pair") from None
+            raise RowError("not valid Unicode", "half of a surrogate pair") from None
         return _with_id(made)
 
     return convert
@@ -122,11 +122,11 @@ class FeatureMaker:
         self._check_count(len(numbers))
         try:
             packed = struct.pack(f"<{len(numbers)}f", *numbers)
-        except OverflowError:
-            raise BadValue("number too large for float32") from None
+        except (OverflowError, struct.error):  # a float beyond float32, an int beyond any float
+            raise RowError("number too large for float32") from None
         features = numpy.frombuffer(packed, dtype="<f4") + numpy.float32(0)  # -0.0 and 0.0 are the same input
         if not numpy.isfinite(features).all():
-            raise BadValue("number not finite")
+            raise RowError("number not finite")
         label = _label(values, self._rows.label)
         return CanonicalRow("", {"features": features, "label": label}, features.tobytes(), label)
 
@@ -136,16 +136,16 @@ class FeatureMaker:
         value = _value(values, self._rows.features)
         value = value.tolist() if hasattr(value, "tolist") else value
         if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int, float}:
-            raise BadValue("not a list of numbers", f"in column '{self._rows.features}'")
+            raise RowError("not a list of numbers", f"in column '{self._rows.features}'")
         return list(value)
 
     def _check_count(self, count: int) -> None:
         if count == 0:
-            raise BadValue("no numbers")
+            raise RowError("no numbers")
         if self.num_features is None:
             self.num_features = count
         if count != self.num_features:
-            raise BadValue("wrong number of features", f"{count} instead of {self.num_features}")
+            raise RowError("wrong number of features", f"{count} instead of {self.num_features}")
 
 
 class TextMaker:
@@ -158,7 +158,7 @@ class TextMaker:
     def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
         text = "\n".join(_text(values, column) for column in self._columns)
         if not text.strip():
-            raise BadValue("empty text")
+            raise RowError("empty text")
         label = _label(values, self._label)
         return CanonicalRow("", {"text": text, "label": label}, text.encode("utf-8"), label)
 
@@ -181,7 +181,7 @@ class PairMaker:
             return None
         text = _text(values, column)
         if not text.strip():
-            raise BadValue(f"empty {side}")
+            raise RowError(f"empty {side}")
         return text
 
 
@@ -204,21 +204,21 @@ def _extra(values: Mapping[str, Any], used: set[str]) -> str | None:
     try:
         text = digests.canonical_json(extra).decode("utf-8")
     except TypeError as error:
-        raise BadValue("not plain values", str(error)) from None
+        raise RowError("not plain values", str(error)) from None
     return text if extra else None
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
     value = values.get(column)
     if value is None:
-        raise BadValue("missing value", f"no '{column}'")
+        raise RowError("missing value", f"no '{column}'")
     return value
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:
     value = _value(values, column)
     if not isinstance(value, str):
-        raise BadValue("not text", f"'{column}' is {_type_name(value)}")
+        raise RowError("not text", f"'{column}' is {_type_name(value)}")
     return value
 
 
@@ -229,14 +229,14 @@ def _label(values: Mapping[str, Any], column: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not numpy.isfinite(value):
-        raise BadValue("number not finite", f"'{column}'")
+        raise RowError("number not finite", f"'{column}'")
     if not isinstance(value, str | int | float):
-        raise BadValue("not a label", f"'{column}' is {_type_name(value)}")
+        raise RowError("not a label", f"'{column}' is {_type_name(value)}")
     label = str(value)
     if not label.strip():
-        raise BadValue("empty label")
+        raise RowError("empty label")
     if len(label) > MAX_LABEL_CHARS:
-        raise BadValue(
+        raise RowError(
             "not a label", f"'{column}' has {len(label)} characters, at most {MAX_LABEL_CHARS} are a class's name"
         )
     label.encode("utf-8")
@@ -247,13 +247,13 @@ def _number(value: Any, column: str) -> float:
     """A number, or the text of one, as CSV has it."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, str) and "_" in value):
-        raise BadValue("not a number", f"'{column}' is {_type_name(value)}")
+        raise RowError("not a number", f"'{column}' is {_type_name(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise BadValue("number too large for float32", f"'{column}'") from None
+        raise RowError("number too large for float32", f"'{column}'") from None
     except ValueError:
-        raise BadValue("not a number", f"'{column}' is {value[:40]!r}") from None
+        raise RowError("not a number", f"'{column}' is {str(value)[:40]!r}") from None
 
 
 def _type_name(value: Any) -> str:

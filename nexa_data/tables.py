@@ -43,6 +43,10 @@ class Table:
             self._write_group()
         self._writer.close()
 
+    def abandon(self) -> None:
+        """Let go of the file; after `close` this does nothing."""
+        self._writer.close()
+
     def _write_group(self) -> None:
         columns = [
             pyarrow.array(
@@ -72,6 +76,7 @@ class Tables:
                 raise UserError(f"more than {MAX_OPEN_FILES} shards; set a larger output.rows_per_shard")
             file = self._stack.enter_context(durable.create(self._path_of(split)))
             self._tables[split] = Table(file, self._schema)
+            self._stack.callback(self._tables[split].abandon)  # before the file is closed, whatever ends the block
         return self._tables[split]
 
     def close(self) -> None:

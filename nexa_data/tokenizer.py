@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
-"""In the order of their ids, from 0. The tokenizer adds none of them by itself: the trainer puts them where it wants them."""
+"""In the order of their ids, from 0. The tokenizer adds none by itself: whoever encodes puts them where they belong."""
 TEXT_COLUMNS = ("text", "prompt", "completion")
 BATCH_ROWS = 1024
 

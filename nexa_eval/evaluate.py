@@ -58,9 +58,9 @@ def evaluate(
         UserError: the checkpoint or the dataset is missing or damaged, the config describes another model, or the
             dataset is not the one that the checkpoint knows under this name.
     """
-    make_deterministic()
     checkpoint = load_checkpoint(checkpoint_path)
     config = _config_for(checkpoint, checkpoint_path, config_path, overrides)
+    make_deterministic(config.training.num_threads)
     dataset = open_dataset(layout, config.data.dataset, config.data.version)
     _check_dataset(checkpoint, dataset)
     device = choose_device(config.training.device)

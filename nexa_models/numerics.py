@@ -26,8 +26,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_deterministic() -> None:
+def make_deterministic(num_threads: int | None = None) -> None:
     """Only kernels that give the same bits each time; one that cannot raises instead of differing."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first call
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

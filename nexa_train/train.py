@@ -58,7 +58,7 @@ def run(
     if config.training.distributed.world_size > 1:
         what = f"Training with {config.training.distributed.world_size} processes"
         raise not_built_yet(what, "Set training.distributed.world_size: 1.")
-    numerics.make_deterministic()
+    numerics.make_deterministic(config.training.num_threads)
     device = numerics.choose_device(config.training.device)
     dataset = start.ensure_dataset(layout, config.data)
     spec = describe_model(config.model, dataset)

@@ -56,10 +56,14 @@ def prepare(
     from nexa_core.paths import Layout
     from nexa_data.prepare import prepare as prepare_datasets
 
-    prepared = prepare_datasets(
-        load_config(config, DataConfig, overrides=override or []), Layout.from_environment(), replace=replace
-    )
-    show([each.as_json() for each in prepared], "\n".join(each.as_text() for each in prepared), as_json)
+    settings = load_config(config, DataConfig, overrides=override or [])
+    prepared = prepare_datasets(settings, Layout.from_environment(), replace=replace)
+    lines = [
+        f"{each.key}: {', '.join(f'{split} {rows:,}' for split, rows in each.num_rows.items())} rows, "
+        f"{each.num_rejected:,} rejected{'' if each.is_new else ', unchanged'}; manifest {each.manifest_path}"
+        for each in prepared
+    ]
+    show([dict(each.manifest) for each in prepared], "\n".join(lines), as_json)
 
 
 @app.command()

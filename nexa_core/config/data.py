@@ -1,5 +1,6 @@
 """Settings of `prepare`: where rows come from, what they become, where they go."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,10 @@ class CsvFormat(Settings):
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if not self.header and self.columns is None:
             yield ("header",), "a file without a header needs `columns:`, the list of its column names in order"
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            yield ("columns",), "each column needs a name of its own"
+        if self.delimiter in '"\r\n':
+            yield ("delimiter",), "fields cannot be told apart by a quote or a line end"
 
 
 class TextFormat(Settings):
@@ -65,7 +70,10 @@ class DigitsSource(Settings):
 
 
 class PythonDocsSource(Settings):
-    """The installed standard library's documentation: columns `name`, `module`, `signature`, `docstring`, `text`, `question`, `answer`."""
+    """The installed standard library's documentation.
+
+    Columns: `name`, `module`, `signature`, `docstring`, `text`, `question`, `answer`.
+    """
 
     name: Literal["python_docs"]
 
@@ -74,7 +82,7 @@ class CustomSource(Settings):
     """A user's own function ``package.module:name(**parameters)`` that yields rows as dicts."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 Source = Annotated[
@@ -96,6 +104,11 @@ class FeatureRows(Settings):
     """The column of the class; its values are kept as text."""
     shape: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """The shape of one row's numbers, e.g. [1, 8, 8] (channels, height, width) for images; flat without it."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        num_columns = None if isinstance(self.features, str) else len(self.features)
+        if num_columns is not None and self.shape is not None and math.prod(self.shape) != num_columns:
+            yield ("shape",), f"{num_columns} columns do not fill a shape of {list(self.shape)}"
 
 
 class TextRows(Settings):
@@ -212,3 +225,6 @@ class DataConfig(Settings):
                     f"two datasets are called {dataset.key}; names with versions must differ",
                 )
             seen.add(dataset.key)
+        pretrain = [index for index, dataset in enumerate(self.datasets) if dataset.output.name == "pretrain"]
+        for index in pretrain[1:]:
+            yield ("datasets", index, "output"), "only one dataset can own the shards pretrain/001.parquet, 002, ..."

@@ -68,6 +68,7 @@ class Document:
             else:
                 if node.get(part) is None:
                     node[part] = {}
+                    self.places[path[: depth + 1]] = place
                 node = node[part]
         self.places = {key: where for key, where in self.places.items() if key[: len(path)] != path}
         self.places[path] = place

@@ -81,10 +81,11 @@ def _nearest_key(document: Document, settings: type[Settings], path: KeyPath) ->
     given = str(path[-1])
     if near := difflib.get_close_matches(given, siblings, n=1, cutoff=0.6):
         return f" Did you mean '{dotted((*path[:-1], near[0]))}'?"
-    elsewhere = [key for key in _all_keys(settings, ()) if key[-1] == given]
+    elsewhere = [key for key in _all_keys(settings, ()) if key[-1] == given and key != path]
     if elsewhere:
         return f" Did you mean '{dotted(elsewhere[0])}'?"
-    place = f"in {dotted(path[:-1])}" if path[:-1] else "at the top"
+    chosen = document.get(path[:-1]).get("name") if path[:-1] else None
+    place = f"in {dotted(path[:-1])}{f' {chosen}' if isinstance(chosen, str) else ''}" if path[:-1] else "at the top"
     return f" Allowed {place}: {', '.join(siblings)}"
 
 

@@ -93,7 +93,7 @@ class CustomModel(Settings):
     """A user's own ``package.module:name(spec, **parameters)`` that returns a `torch.nn.Module` for rows of numbers."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 ModelConfig = Annotated[

@@ -41,7 +41,7 @@ class Evaluation(Settings):
     """Write `predictions.parquet`, a row for each evaluated one."""
     generation: Generation | None = None
     rubric: str | None = None
-    """The rubric `judge` applies: the name of one in nexa_eval/rubrics, or a YAML file; by default the one for the model's task."""
+    """The rubric that `judge` applies, a name or a YAML file; without it the built-in one for the model's task."""
 
 
 class Tracking(Settings):

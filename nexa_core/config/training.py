@@ -123,6 +123,8 @@ class Training(Settings):
     """bfloat16: forward passes under autocast; weights and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where one is visible."""
+    num_threads: PositiveInt | None = None
+    """Processor threads of each operation; all cores without it. Small models are fastest, and undisturbed, with 1."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights are the run's result: the lowest validation loss, or the last."""
     early_stopping: EarlyStopping | None = None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from nexa_core.config.data import CsvFormat
 from nexa_core.errors import UserError
 from nexa_data.sources.raw import BLANK, BadRow, RawRow, Row, excerpt, without_trailing_blanks
-from nexa_data.sources.streams import Line, Unreadable, lines
+from nexa_data.sources.streams import Line, UnreadableError, lines
 
 MAX_RECORD_CHARS = 8 * 2**20
 """How far a quoted field may run on before its opening quote counts as one that nobody closed."""
@@ -30,7 +30,7 @@ def read_csv(path: Path, file: str, settings: CsvFormat) -> Iterator[Row]:
 
     Raises:
         UserError: a column name stands twice in the header, or `columns` has another length than the header.
-        Unreadable: the header is broken, so that no row can be understood.
+        UnreadableError: the header is broken, so that no row can be understood.
     """
     records = _records(RecordLines(lines(path)), settings.delimiter)
     columns = list(settings.columns or ())
@@ -49,7 +49,7 @@ def read_csv(path: Path, file: str, settings: CsvFormat) -> Iterator[Row]:
 
 def _columns(header: Record, given: list[str], file: str) -> list[str]:
     if header.problem:
-        raise Unreadable(f"the header is broken: {header.problem} {header.detail}".strip())
+        raise UnreadableError(f"the header is broken: {header.problem} {header.detail}".strip())
     if given and len(given) != len(header.fields):
         raise UserError(f"{file}: the header has {len(header.fields)} columns, csv.columns names {len(given)}")
     columns = given or header.fields
@@ -105,7 +105,7 @@ class RecordLines:
 
 
 def _records(source: RecordLines, delimiter: str) -> Iterator[Record]:
-    """Every record. After a broken one reading goes on with the line behind its first, so an open quote costs one line."""
+    """Every record; after a broken one reading goes on with its second line, so an open quote costs one line."""
     csv.field_size_limit(2 * MAX_RECORD_CHARS)  # the module's own limit is 128 KiB, less than a long document
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     while True:

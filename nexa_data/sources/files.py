@@ -13,8 +13,8 @@ from nexa_core.paths import Layout
 from nexa_data.sources.csv_files import read_csv
 from nexa_data.sources.json_files import read_json, read_json_lines
 from nexa_data.sources.parquet_files import read_parquet
-from nexa_data.sources.raw import BadRow, Row
-from nexa_data.sources.streams import COMPRESSIONS, Unreadable
+from nexa_data.sources.raw import UNREADABLE, BadRow, Row
+from nexa_data.sources.streams import COMPRESSIONS, UnreadableError
 from nexa_data.sources.text_files import read_text
 
 FORMATS = {
@@ -37,7 +37,7 @@ class Files:
         self._config = config
         paths = find_files(config.path, layout)
         names = sorted((layout.relative(path), path) for path in paths)
-        self._files = {name: path for name, path in names}
+        self._files = dict(names)
         self._formats = {name: config.format or format_of(path) for name, path in names}
         self._states = {name: _state(path) for name, path in names}
         _refuse_settings_without_effect(config, set(self._formats.values()))
@@ -55,23 +55,31 @@ class Files:
                 yield row
             if is_empty:
                 yield BadRow(name, None, "no rows in the file")
-            if _state(path) != self._states[name]:
-                raise UserError(f"{name} changed while it was being read; run the command again when it is complete")
+            self._refuse_change(name)
 
     def origins(self) -> list[dict[str, Any]]:
-        """Name, size and digest of each file."""
-        return [
-            {"file": name, "bytes": path.stat().st_size, "sha256": digests.of_file(path)}
-            for name, path in self._files.items()
-        ]
+        """Name, size and digest of each file.
+
+        Raises:
+            UserError: a file changed since this object was made.
+        """
+        found = []
+        for name, path in self._files.items():
+            found.append({"file": name, "bytes": self._states[name][0], "sha256": digests.of_file(path)})
+            self._refuse_change(name)
+        return found
+
+    def _refuse_change(self, name: str) -> None:
+        if _state(self._files[name]) != self._states[name]:
+            raise UserError(f"{name} changed while it was being read; run the command again when it is complete")
 
     def _rows_of(self, name: str, path: Path) -> Iterator[Row]:
         try:
             yield from self._read(name, path)
-        except Unreadable as error:
-            yield BadRow(name, None, "unreadable file", detail=str(error))
+        except UnreadableError as error:
+            yield BadRow(name, None, UNREADABLE, detail=str(error))
         except OSError as error:  # a truncated or damaged compressed file, found when its reading gets there
-            yield BadRow(name, None, "unreadable file", detail=f"the rest is lost: {error}")
+            yield BadRow(name, None, UNREADABLE, detail=f"the rest is lost: {error}")
 
     def _read(self, name: str, path: Path) -> Iterator[Row]:
         match self._formats[name]:

@@ -22,13 +22,13 @@ class Generated:
         except TypeError as error:
             raise UserError(f"source '{name}': its parameters do not fit: {error}") from None
         self._name, self._library = name, library
-        self._generate = lambda: function(**parameters)
+        self._function, self._parameters = function, dict(parameters)
         self._origin: dict[str, Any] | None = None
 
     def rows(self) -> Iterator[Row]:
         hasher = hashlib.sha256()
         number = 0
-        for values in self._generate():
+        for values in self._function(**self._parameters):
             number += 1
             row = self._row(number, values)
             hasher.update(digests.canonical_json(plain(row)) + b"\n")

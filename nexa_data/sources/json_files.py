@@ -7,7 +7,7 @@ from typing import Any
 
 from nexa_core.config.data import JsonFormat
 from nexa_data.sources.raw import BLANK, BadRow, RawRow, Row, excerpt, without_trailing_blanks
-from nexa_data.sources.streams import UTF8_MARK, Line, Unreadable, lines, open_bytes
+from nexa_data.sources.streams import UTF8_MARK, Line, UnreadableError, lines, open_bytes
 
 
 def read_json_lines(path: Path, file: str) -> Iterator[Row]:
@@ -32,7 +32,7 @@ def read_json(path: Path, file: str, settings: JsonFormat) -> Iterator[Row]:
     """The rows of one document, which is read as a whole: a list of objects, or a single one.
 
     Raises:
-        Unreadable: the document is not JSON, or has no such rows.
+        UnreadableError: the document is not JSON, or has no such rows.
     """
     with open_bytes(path) as stream:
         data = stream.read().removeprefix(UTF8_MARK)
@@ -41,7 +41,7 @@ def read_json(path: Path, file: str, settings: JsonFormat) -> Iterator[Row]:
     try:
         document = parse(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {_what(error)}") from None
+        raise UnreadableError(f"not JSON: {_what(error)}") from None
     records = _list_of_records(document, settings.records)
     for number, value in enumerate(records, 1):
         yield _object(value, number, file)
@@ -61,7 +61,7 @@ def _list_of_records(document: Any, key: str | None) -> list[Any]:
         return document if isinstance(document, list) else [document]
     records = document.get(key) if isinstance(document, dict) else None
     if not isinstance(records, list):
-        raise Unreadable(f"no list of rows under the key '{key}' (json.records)")
+        raise UnreadableError(f"no list of rows under the key '{key}' (json.records)")
     return records
 
 

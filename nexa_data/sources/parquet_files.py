@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 
 from nexa_core.errors import UserError
 from nexa_data.sources.raw import RawRow, Row
-from nexa_data.sources.streams import Unreadable
+from nexa_data.sources.streams import UnreadableError
 
 BATCH_ROWS = 1024
 
@@ -18,7 +18,7 @@ def read_parquet(path: Path, file: str) -> Iterator[Row]:
 
     Raises:
         UserError: a column name stands twice in the schema.
-        Unreadable: the file is not Parquet, or is damaged from some row on.
+        UnreadableError: the file is not Parquet, or is damaged from some row on.
     """
     number = 0
     try:
@@ -29,7 +29,7 @@ def read_parquet(path: Path, file: str) -> Iterator[Row]:
                     number += 1
                     yield RawRow(file, number, values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"not readable as Parquet after row {number}: {str(error).splitlines()[0]}") from None
+        raise UnreadableError(f"not readable as Parquet after row {number}: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_double_columns(names: list[str], file: str) -> None:

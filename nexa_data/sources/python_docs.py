@@ -64,7 +64,7 @@ def read_python_docs() -> Iterator[dict[str, Any]]:
 
 
 def row_of(entry: Entry) -> dict[str, Any]:
-    """The entry's fields, and made of them `text` (all of it), a `question` about it and the `answer` (its first paragraph)."""
+    """The entry's fields, its whole `text`, a `question` about it, and the `answer`: signature and first paragraph."""
     wording = hashlib.sha256(entry.name.encode()).digest()[0] % len(QUESTIONS)
     return {
         **entry._asdict(),
@@ -140,7 +140,7 @@ def _entry(name: str, module: str, signature: str, docstring: str | None) -> Ite
 
 
 def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, *, is_method: bool) -> str:
-    """The arguments in brackets, as a caller gives them: a class's are those of its `__init__`, and `self` is left out."""
+    """The arguments in brackets, as a caller gives them: without `self`; a class's are those of its `__init__`."""
     if isinstance(node, ast.ClassDef):
         makers = [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == "__init__"]
         return _signature(makers[0], is_method=True) if makers else "()"

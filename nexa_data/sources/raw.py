@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 MAX_EXCERPT_CHARS = 300
 BLANK = "empty row"
+UNREADABLE = "unreadable file"
 
 
 class RawRow(NamedTuple):
@@ -39,10 +40,10 @@ def excerpt(raw: Any) -> str:
 
 
 def without_trailing_blanks(rows: Iterable[Row]) -> Iterator[Row]:
-    """`rows` without the empty ones at the file's end, which an editor leaves and nobody means as rows."""
+    """`rows` without the empty lines at the file's end, which an editor leaves and nobody means as rows."""
     held: list[Row] = []
     for row in rows:
-        if isinstance(row, BadRow) and row.reason == BLANK:
+        if isinstance(row, BadRow) and row.reason == BLANK and not row.raw.strip():
             held.append(row)
             continue
         yield from held

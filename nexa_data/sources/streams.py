@@ -8,13 +8,14 @@ from typing import BinaryIO, NamedTuple, cast
 import pyarrow
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+BLOCK_BYTES = 64 * 2**10
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is bad, so that a file without line ends cannot fill the memory."""
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """The rest of a file cannot be read."""
 
 
@@ -33,19 +34,20 @@ def open_bytes(path: Path) -> BinaryIO:
     if compression is None:
         return path.open("rb")
     raw = pyarrow.OSFile(str(path), "rb")
-    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), 2**20))
+    # A truncated file's last block is lost whole, so blocks are small.
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), BLOCK_BYTES))
 
 
 def lines(path: Path) -> Iterator[Line]:
     """Each line of a text file, good or bad, in order.
 
     Raises:
-        Unreadable: the file is UTF-16.
+        UnreadableError: the file is UTF-16.
     """
     with open_bytes(path) as file:
         data = file.readline(MAX_LINE_BYTES)
         if data.startswith(UTF16_MARKS):
-            raise Unreadable("the file is UTF-16; convert it to UTF-8")
+            raise UnreadableError("the file is UTF-16; convert it to UTF-8")
         data = data.removeprefix(UTF8_MARK) or file.readline(MAX_LINE_BYTES)
         number = 0
         while data:

@@ -1,0 +1,117 @@
+"""Prepared data as pandas DataFrames, for notebooks and questions in SQL."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pandas
+import pyarrow.dataset
+import pyarrow.parquet as parquet
+
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+from nexa_core.paths import Layout
+from nexa_data.datasets import Dataset, list_datasets, open_dataset
+from nexa_data.manifests import is_pretrain
+
+
+class DataQuery:
+    """Reads whatever `prepare` and `evaluate` left below `root`; never writes.
+
+    Without a root it is `NEXA_ROOT`, or the folder that the notebook runs in. A row's `features` are a numpy array of
+    float32 in each cell; `numpy.stack(frame.features)` makes a matrix of them.
+    """
+
+    def __init__(self, root: Path | str | None = None):
+        self._layout = Layout.from_environment() if root is None else Layout(Path(root))
+
+    def get_teacher_inputs(self, version: str = "v1", name: str = "teacher_inputs") -> pandas.DataFrame:
+        """The prompts to ask a teacher: `row_id`, `prompt`, `extra_json`."""
+        dataset = open_dataset(self._layout, name, version, category="distillation")
+        return _frame(dataset, "teacher_inputs").drop(columns="completion")
+
+    def get_pretrain_dataset(self, shard: str = "001") -> pandas.DataFrame:
+        """The documents of one shard: `row_id`, `completion` (the document), `extra_json`.
+
+        Raises:
+            UserError: there is no such shard; says which there are.
+        """
+        owners = [dataset for dataset in list_datasets(self._layout) if is_pretrain(dataset.manifest)]
+        shards = {split: dataset for dataset in owners for split in dataset.num_rows}
+        if shard not in shards:
+            raise UserError(_missing("pretraining shard", shard, list(shards)))
+        return _frame(shards[shard], shard).drop(columns="prompt")
+
+    def get_split(self, dataset: str, split: str, version: str = "v1") -> pandas.DataFrame:
+        """A split (train, val or test) of a training dataset."""
+        return _frame(open_dataset(self._layout, dataset, version), split)
+
+    def get_predictions(self, run_id: str) -> pandas.DataFrame:
+        """What a run's model said to each evaluated row.
+
+        Raises:
+            UserError: the run left no predictions; says which runs did.
+        """
+        files = {path.stem: path for path in self._prediction_files()}
+        if run_id not in files:
+            raise UserError(_missing("predictions of run", run_id, list(files)))
+        return parquet.read_table(files[run_id]).to_pandas()
+
+    def list_datasets(self) -> pandas.DataFrame:
+        """A row for each dataset: `name`, `version`, `category`, `kind`, `rows` of all splits, `path` of its manifest."""
+        datasets = list_datasets(self._layout)
+        rows = [
+            (each.name, each.version, each.category, each.kind, sum(each.num_rows.values()), str(each.manifest_path))
+            for each in datasets
+        ]
+        return pandas.DataFrame(rows, columns=["name", "version", "category", "kind", "rows", "path"])
+
+    def tables(self) -> list[str]:
+        """The names that `sql` knows.
+
+        `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all shards of a pretraining one,
+        `teacher_inputs_v1` a distillation dataset, and `predictions_<run_id>` what a run predicted.
+        """
+        return [name for name, _ in self._tables()]
+
+    def sql(self, query: str) -> pandas.DataFrame:
+        """The answer to a query over `tables()`; a name with `-` or `.` in it needs double quotes around it.
+
+        Runs in a database of its own that can reach no file, so nothing can be changed.
+
+        Raises:
+            UserError: the query is not valid SQL, or names a table or column that does not exist.
+        """
+        with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+            for name, paths in self._tables():
+                if name.lower() in query.lower():
+                    connection.register(name, pyarrow.dataset.dataset([str(path) for path in paths]))
+            try:
+                return connection.execute(query).df()
+            except duckdb.Error as error:
+                raise UserError(self._explain(error)) from None
+
+    def _explain(self, error: duckdb.Error) -> str:
+        missing = re.search(r"Table with name (\S+) does not exist", str(error))
+        return _missing("table", missing[1], self.tables()) if missing else f"DuckDB: {error}"
+
+    def _tables(self) -> Iterator[tuple[str, list[Path]]]:
+        for dataset in list_datasets(self._layout):
+            paths = {split: dataset.split_path(split) for split in dataset.num_rows}
+            if dataset.category == "training" and not is_pretrain(dataset.manifest):
+                yield from ((f"{dataset.key}_{split}", [path]) for split, path in paths.items())
+            else:
+                yield dataset.key, list(paths.values())
+        yield from ((f"predictions_{path.stem}", [path]) for path in self._prediction_files())
+
+    def _prediction_files(self) -> list[Path]:
+        return sorted((self._layout.processed / "evaluation" / "predictions").glob("*.parquet"))
+
+
+def _frame(dataset: Dataset, split: str) -> pandas.DataFrame:
+    return dataset.read_split(split).to_pandas()
+
+
+def _missing(what: str, given: str, known: list[str]) -> str:
+    return f"No {what} '{given}'.{did_you_mean(given, known)} There: {', '.join(known) or 'none'}"

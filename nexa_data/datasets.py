@@ -1,0 +1,129 @@
+"""Prepared datasets as training and evaluation read them: found by name, checked against their digests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+from nexa_core.paths import CATEGORIES, Layout
+from nexa_data import manifests
+
+PREPARE = "python -m nexa_data.prepare --config configs/data.yaml"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset. `kind` names its rows' columns: see `nexa_data.rows.SCHEMAS`."""
+
+    layout: Layout
+    manifest_path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest["version"])
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}_{self.version}"
+
+    @property
+    def category(self) -> str:
+        return str(self.manifest["category"])
+
+    @property
+    def kind(self) -> str:
+        """ "features", "text" or "pairs"."""
+        return str(self.manifest["kind"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label of every split, sorted as text; none for pairs."""
+        return tuple(self.manifest["labels"])
+
+    @property
+    def feature_shape(self) -> tuple[int, ...] | None:
+        shape = self.manifest["feature_shape"]
+        return None if shape is None else tuple(shape)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: record["rows"] for split, record in self.manifest["splits"].items()}
+
+    def read_split(self, split: str) -> pyarrow.Table:
+        """All rows of a split, once the file's digest has shown that they are those which were prepared.
+
+        Raises:
+            UserError: there is no such split, or its file is missing or changed.
+        """
+        path = self._checked(self._record(split))
+        return parquet.read_table(path, memory_map=True, partitioning=None)
+
+    def split_path(self, split: str) -> Path:
+        return self.layout.absolute(self._record(split)["path"])
+
+    def split_digest(self, split: str) -> str:
+        """The sha256 of a split's file."""
+        return str(self._record(split)["sha256"])
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as `tokenizers.Tokenizer.from_str` takes it; None where the dataset has none.
+
+        Raises:
+            UserError: its file is missing or changed.
+        """
+        record = self.manifest["tokenizer"]
+        return None if record is None else self._checked(record).read_text(encoding="utf-8")
+
+    def _record(self, split: str) -> Mapping[str, Any]:
+        records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]
+        if split not in records:
+            hint = did_you_mean(split, records)
+            raise UserError(f"Dataset {self.key} has no split '{split}'.{hint} There: {', '.join(records)}")
+        return records[split]
+
+    def _checked(self, record: Mapping[str, Any]) -> Path:
+        if problem := manifests.damage(self.layout, record):
+            raise UserError(f"Dataset {self.key}: {problem}. Prepare it again: {PREPARE}")
+        return self.layout.absolute(record["path"])
+
+
+def open_dataset(layout: Layout, name: str, version: str, *, category: str = "training") -> Dataset:
+    """The dataset of that name and version.
+
+    Raises:
+        UserError: there is none; says which there are, and how to make them.
+    """
+    path = layout.dataset_manifests(category) / f"{name}_{version}.json"
+    manifest = manifests.read_manifest(path)
+    if manifest is None:
+        known = [dataset.key for dataset in list_datasets(layout) if dataset.category == category]
+        hint = did_you_mean(f"{name}_{version}", known)
+        there = ", ".join(known) or "none"
+        raise UserError(
+            f"No {category} dataset {name}_{version}.{hint} There: {there}. Datasets are made by: {PREPARE}"
+        )
+    return Dataset(layout, path, manifest)
+
+
+def list_datasets(layout: Layout) -> list[Dataset]:
+    """Every dataset there is, by category and key."""
+    return [
+        Dataset(layout, path, manifest)
+        for category in CATEGORIES
+        for path, manifest in manifests.list_manifests(layout, category)
+    ]

@@ -1,0 +1,121 @@
+"""Writing files: a reader sees the old bytes or the new ones."""
+
+import ast
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexa_core import durable
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    durable.write_text(path, "old")
+    with pytest.raises(RuntimeError), durable.create(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    durable.write_text(path, "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from nexa_core import durable\n"
+        "with durable.create(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    durable.remove_partial_files(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_json_has_no_word_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        durable.write_json(tmp_path / "file", {"loss": float("nan")})
+    assert not (tmp_path / "file").exists()
+
+
+def test_publishing_replaces_a_link_and_leaves_the_target_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        durable.write_text(tmp_path / name, name)
+        durable.publish(tmp_path / name, tmp_path / "links" / "newest")
+        assert (tmp_path / "links" / "newest").read_text() == name
+    assert (tmp_path / "links" / "newest").is_symlink()
+    assert (tmp_path / "one").read_text() == "one"
+
+
+def test_a_new_folder_is_given_out_once(tmp_path: Path) -> None:
+    assert durable.make_new_folder(tmp_path / "a" / "run")
+    assert not durable.make_new_folder(tmp_path / "a" / "run")
+
+
+def test_secrets_of_the_environment_do_not_reach_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "abcdef0123456789")
+    durable.write_json(tmp_path / "file", {"url": "https://user:abcdef0123456789@host"})
+    assert (tmp_path / "file").read_text() == '{\n  "url": "https://user:[WANDB_API_KEY]@host"\n}\n'
+
+
+WRITERS = {
+    *("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "mkdir", "rmdir", "unlink", "rename"),  # Path
+    *("to_parquet", "to_csv", "to_json", "to_pickle", "save_file", "save_model", "save_pretrained", "savez", "tofile"),
+    *("os.replace", "os.rename", "os.remove", "os.unlink", "os.makedirs", "os.mkdir", "os.symlink"),
+    *("shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree", "shutil.move", "shutil.rmtree"),
+}
+
+
+def other_writes(code: str) -> list[str]:
+    """The calls in some code that would write past `durable`."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if _writes(call)]
+
+
+def _writes(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    method = name.rpartition(".")[2]
+    if name.startswith("durable."):
+        return False
+    positional = call.args[1:] if name == "open" else call.args  # the first is the file's name
+    arguments = [*positional, *(keyword.value for keyword in call.keywords)]
+    modes = [str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)]
+    opens_to_write = method == "open" and any(re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", mode) for mode in modes)
+    return opens_to_write or name in WRITERS or ("." in name and method in WRITERS)
+
+
+def test_nothing_writes_files_but_the_one_module() -> None:
+    sources = [path for package in ROOT.glob("nexa_*") for path in package.rglob("*.py")]
+    assert len(sources) > 30
+    found = [
+        f"{path.relative_to(ROOT)}: {call}"
+        for path in sources
+        if path.name != "durable.py"
+        for call in other_writes(path.read_text())
+    ]
+    assert set(found) <= {
+        # flock needs an open file; the lock has no content
+        "nexa_core/runs.py: (run.path / 'run.lock').open('a')",
+        # both write to a buffer or an open file that `durable` gave out
+        "nexa_ops/archive.py: gzip.GzipFile(filename='', mode='wb', fileobj=file, compresslevel=6, mtime=0)",
+        "nexa_ops/archive.py: tarfile.open(fileobj=compressed, mode='w', format=tarfile.USTAR_FORMAT)",
+    }
+
+
+@pytest.mark.parametrize(
+    "code", ["open('x', 'w')", "path.write_text('x')", "os.replace(a, b)", "p.open(mode='ab')", "open('x', 'r+')"]
+)
+def test_the_search_for_other_writes_finds_them(code: str) -> None:
+    assert other_writes(code)
+
+
+@pytest.mark.parametrize("code", ["open('x', 'rb')", "'a'.replace('b', 'c')", "durable.write_text(path, 'x')"])
+def test_the_search_for_other_writes_passes_what_writes_nothing(code: str) -> None:
+    assert not other_writes(code)
