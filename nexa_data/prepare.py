@@ -48,19 +48,6 @@ class Prepared:
     def num_rejected(self) -> int:
         return int(self.manifest["rejects"]["rows"])
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "dataset": self.key,
-            "is_new": self.is_new,
-            "rows": self.num_rows,
-            "rejected": self.num_rejected,
-            "manifest": str(self.manifest_path),
-        }
-
-    def as_text(self) -> str:
-        what = "prepared" if self.is_new else "stands already"
-        return f"{self.key} {what}: {_shown(self.num_rows)}, {self.num_rejected:,} rejected -> {self.manifest_path}"
-
 
 def prepare(config: DataConfig, layout: Layout, *, replace: bool = False) -> list[Prepared]:
     """Make each dataset of `config` that does not stand yet, in order; a dataset that stands unchanged is left alone.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from nexa_data.datasets import Dataset, open_dataset
 
 from nexa_core import digests, durable
 from nexa_core.config import RunConfig, load_config
@@ -20,6 +19,7 @@ from nexa_core.lineage import describe_inputs, write_lineage
 from nexa_core.manifest import Manifest, check_manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run
+from nexa_data.datasets import Dataset, open_dataset
 from nexa_models.checkpoint import Checkpoint, load_checkpoint, model_of
 from nexa_models.numerics import choose_device, describe_numerics, make_deterministic
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results

@@ -1,5 +1,6 @@
 """Judging a checkpoint: evaluate it and hold the scores against a versioned rubric."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -105,6 +106,8 @@ def apply_gate(gate: Gate, metrics: dict[str, dict[str, Any]], where: Path) -> G
     at_least = gate.direction == "at_least"
     worse_end = metric["low"] if at_least else metric["high"]
     counted = worse_end if gate.counts == "interval" else metric["value"]
+    infinite = math.inf if gate.direction == "at_most" else -math.inf
+    counted = infinite if counted is None else counted
     holds = counted >= gate.threshold if at_least else counted <= gate.threshold
     enough = metric["num_rows"] >= gate.min_rows
     what = "the interval's worse end" if gate.counts == "interval" else "the score"

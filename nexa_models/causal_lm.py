@@ -1,5 +1,7 @@
 """The language model: a transformers architecture built from sizes, with the unigram model it has to beat."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ class CausalLm(nn.Module):
     """
 
     unigram_log_probs_V: Tensor
+    transformer: Any
 
     def __init__(self, transformer: nn.Module, *, num_tokens: int):
         super().__init__()
@@ -32,7 +35,7 @@ class CausalLm(nn.Module):
         self, ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, end_id: int, padding_id: int
     ) -> Tensor:
         """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens)."""
-        out = self.transformer.generate(  # type: ignore[operator]
+        out = self.transformer.generate(
             input_ids=ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,

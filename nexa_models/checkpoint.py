@@ -8,7 +8,6 @@ import io
 import json
 import pickle
 import struct
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model
 
 FORMAT = "nexa-checkpoint-1"
+# What torch.load raises on torn, altered and foreign files; OSError is a seek to where a damaged index points.
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError, struct.error)
 
 
 class DamagedCheckpoint(UserError):
@@ -77,20 +78,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: there is no such file.
         DamagedCheckpoint: it is torn, altered, of another format, or holds more than tensors and plain values.
     """
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"No checkpoint {path}.{_nearby(path)}") from None
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        struct.error,
-    ) as error:
-        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
+    if not path.exists():
+        raise UserError(f"No checkpoint {path}.{_nearby(path)}")
+    with path.open("rb") as file:
+        try:
+            payload = torch.load(file, map_location="cpu", weights_only=True)
+        except UNREADABLE as error:
+            raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}.") from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{path} is not a {FORMAT} file.")
     recorded = payload.pop("digest", None)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from nexa_core.config.model import CausalLmParameters, TextClassifierParameters
 from nexa_models.spec import ModelSpec
-from nexa_models.vocabulary import encode_hashed, hashed_vocabulary, load_tokenizer
+from nexa_models.vocabulary import encode_hashed, hashed_vocabulary, load_tokenizer, special_ids
 
 IGNORED = -100  # what torch's cross_entropy leaves out by default
-PADDING, BEGIN, END = "<|pad|>", "<|bos|>", "<|eos|>"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class Batch:
 class Encoded(Protocol):
     """A split, ready to be cut into batches by row index."""
 
-    notes: tuple[str, ...]
-    """What encoding had to leave out, for the log."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What encoding had to leave out, for the log."""
 
     def __len__(self) -> int: ...
 
@@ -151,7 +151,7 @@ def _encode_text(table: pa.Table, spec: ModelSpec, targets_N: np.ndarray) -> Tex
     else:
         tokenizer = load_tokenizer(spec.tokenizer)
         sequences = [np.array(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts)]
-        padding_id = tokenizer.token_to_id(PADDING)
+        padding_id = special_ids(tokenizer).padding
     num_cut = sum(len(sequence) > max_tokens for sequence in sequences)
     cut = Ragged.of([sequence[:max_tokens] for sequence in sequences])
     return TextRows(cut, targets_N, padding_id, _cut_note(num_cut, len(texts), max_tokens))
@@ -160,18 +160,18 @@ def _encode_text(table: pa.Table, spec: ModelSpec, targets_N: np.ndarray) -> Tex
 def _encode_pairs(table: pa.Table, spec: ModelSpec) -> PairRows:
     assert spec.tokenizer is not None
     tokenizer = load_tokenizer(spec.tokenizer)
-    begin, end = [tokenizer.token_to_id(BEGIN)], [tokenizer.token_to_id(END)]
+    special = special_ids(tokenizer)
     max_tokens = CausalLmParameters.model_validate_json(spec.parameters_json).max_tokens
     prompts = tokenizer.encode_batch_fast([text or "" for text in table.column("prompt").to_pylist()])
     completions = tokenizer.encode_batch_fast([text or "" for text in table.column("completion").to_pylist()])
-    whole = [np.array(begin + p.ids + c.ids + end) for p, c in zip(prompts, completions, strict=True)]
+    whole = [np.array([special.begin, *p.ids, *c.ids, special.end]) for p, c in zip(prompts, completions, strict=True)]
     num_cut = sum(len(sequence) > max_tokens for sequence in whole)
     prompt_lengths_N = np.array([1 + len(prompt.ids) for prompt in prompts], dtype=np.int64)
     notes = list(_cut_note(num_cut, len(whole), max_tokens))
     if num_silent := int((prompt_lengths_N >= max_tokens).sum()):
         notes.append(f"{num_silent} rows teach nothing: their prompt alone fills max_tokens = {max_tokens}")
     cut = Ragged.of([sequence[:max_tokens] for sequence in whole])
-    return PairRows(cut, prompt_lengths_N, tokenizer.token_to_id(PADDING), tuple(notes))
+    return PairRows(cut, prompt_lengths_N, special.padding, tuple(notes))
 
 
 def _cut_note(num_cut: int, num_rows: int, max_tokens: int) -> tuple[str, ...]:

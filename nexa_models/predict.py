@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nexa_core.metrics import Scores, classification_scores, language_model_scores
-from nexa_models.encoding import BEGIN, END, IGNORED, PADDING, Batch, Encoded, PairRows, encode
+from nexa_models.causal_lm import CausalLm
+from nexa_models.encoding import IGNORED, Batch, Encoded, PairRows, encode
 from nexa_models.spec import ModelSpec
-from nexa_models.vocabulary import load_tokenizer
+from nexa_models.vocabulary import load_tokenizer, special_ids
 
 CLASSIFICATION_SCHEMA = pa.schema(
     [
@@ -127,6 +128,7 @@ def _predict_text(
     model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: PairRows, asked: Asked, device: torch.device
 ) -> pa.Table:
     byte_lengths_V = _token_bytes(spec).to(device)
+    unigram_V = model.get_buffer("unigram_log_probs_V")
     losses, unigram_losses, num_tokens, num_bytes = [], [], [], []
     for batch in batches(encoded, asked.batch_size, device):
         logits = model(**batch.inputs).float()
@@ -135,7 +137,7 @@ def _predict_text(
         )
         learned = batch.targets != IGNORED
         ids = batch.targets.clamp(min=0)
-        unigram_losses.append(_row_sums(-model.unigram_log_probs_V[ids] * learned))
+        unigram_losses.append(_row_sums(-unigram_V[ids] * learned))
         num_tokens.append(learned.sum(dim=1).cpu())
         num_bytes.append((byte_lengths_V[ids] * learned).sum(dim=1).cpu())
     columns = {
@@ -171,24 +173,28 @@ def _complete(
 ) -> list[str | None]:
     """Greedy completions of the first rows that have a prompt with room behind it; None for the others."""
     assert spec.tokenizer is not None
+    assert isinstance(model, CausalLm)
     texts: list[str | None] = [None] * table.num_rows
     tokenizer = load_tokenizer(spec.tokenizer)
-    begin, end, padding = (tokenizer.token_to_id(token) for token in (BEGIN, END, PADDING))
+    special = special_ids(tokenizer)
     room = spec.model["parameters"]["max_tokens"] - asked.max_new_tokens
-    prompts = {}
+    prompts: dict[int, list[int]] = {}
     for row, prompt in enumerate(table["prompt"].to_pylist()):
         if len(prompts) >= asked.generate_rows:
             break
-        ids = [begin, *tokenizer.encode(prompt or "").ids]
+        ids = [special.begin, *tokenizer.encode(prompt or "").ids]
         if prompt and len(ids) <= room:
             prompts[row] = ids
     for chunk in _chunks(list(prompts), asked.batch_size):
         longest = max(len(prompts[row]) for row in chunk)
-        ids = torch.tensor([[padding] * (longest - len(prompts[row])) + prompts[row] for row in chunk], device=device)
+        padded = torch.tensor(
+            [[special.padding] * (longest - len(prompts[row])) + prompts[row] for row in chunk], device=device
+        )
         mask = torch.tensor(
             [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in chunk], device=device
         )
-        out = model.generate(ids, mask, max_new_tokens=asked.max_new_tokens, end_id=end, padding_id=padding)  # type: ignore[operator]
+        ends = {"end_id": special.end, "padding_id": special.padding}
+        out = model.generate(padded, mask, max_new_tokens=asked.max_new_tokens, **ends)
         for row, text in zip(chunk, tokenizer.decode_batch(out.tolist(), skip_special_tokens=True), strict=True):
             texts[row] = text
     return texts

@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from nexa_data.datasets import Dataset
 from torch import nn
 
 from nexa_core import durable
@@ -15,6 +14,7 @@ from nexa_core.errors import UserError
 from nexa_core.metrics import Scores
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
+from nexa_data.datasets import Dataset
 from nexa_models.predict import Asked, predict, score
 from nexa_models.spec import ModelSpec
 
@@ -87,10 +87,15 @@ def metrics_text(described: dict[str, Any]) -> str:
     """A line for each metric of a `metrics.json`, with its interval and sample size."""
     lines = [f"{described['dataset']}, {described['split']} split, step {described['step']}"]
     for name, metric in described["metrics"].items():
-        interval = f"95% interval {metric['low']:.4f} to {metric['high']:.4f}"
+        interval = f"95% interval {bound_text(metric['low'])} to {bound_text(metric['high'])}"
         lines.append(f"  {name:<20} {metric['value']:>10.4f}   {interval}, {metric['num_rows']} rows")
     lines += [f"  note: {note}" for note in described.get("notes", [])]
     return "\n".join(lines)
+
+
+def bound_text(bound: float | None) -> str:
+    """An interval's end; None stands for infinity."""
+    return "infinity" if bound is None else f"{bound:.4f}"
 
 
 def write_table(path: Path, table: pa.Table) -> None:

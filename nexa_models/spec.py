@@ -1,14 +1,12 @@
 """What a model is and what it eats: enough to rebuild it and to feed it, without its config or its dataset."""
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
-
-from nexa_data.datasets import Dataset
 
 from nexa_core import digests
 from nexa_core.config.model import ModelConfig
 from nexa_core.errors import UserError
+from nexa_data.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,6 @@ class ModelSpec:
     def parameters_json(self) -> bytes:
         """The model's parameters for a settings class to read back."""
         return digests.canonical_json(self.model["parameters"])
-
-    @cached_property
-    def tokenizer_digest(self) -> str | None:
-        return None if self.tokenizer is None else digests.of_bytes(self.tokenizer.encode("utf-8"))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,11 +4,14 @@ import functools
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from nexa_core.config.model import HashedVocabulary
+from nexa_core.errors import UserError
+from nexa_data.tokenizer import SPECIAL_TOKENS
 from nexa_models.spec import ModelSpec
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -29,7 +32,28 @@ def hashed_vocabulary(spec: ModelSpec) -> HashedVocabulary:
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
-    return Tokenizer.from_str(tokenizer_json)
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.encode_special_tokens = True  # a text that spells "<|eos|>" out does not end a sequence
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    padding: int
+    begin: int
+    end: int
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """The ids of the tokens that mark a sequence's ends.
+
+    Raises:
+        UserError: the tokenizer lacks one of them.
+    """
+    ids = [index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None]
+    if len(ids) < len(SPECIAL_TOKENS):
+        raise UserError(f"The tokenizer has to know the tokens {', '.join(SPECIAL_TOKENS)}.")
+    return SpecialIds(*ids)
 
 
 def encode_hashed(texts: Sequence[str], vocabulary: HashedVocabulary) -> list[np.ndarray]:

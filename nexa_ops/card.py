@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from nexa_data.datasets import Dataset
-
 from nexa_core.manifest import Manifest
+from nexa_data.datasets import Dataset
 from nexa_models.checkpoint import Checkpoint
+from nexa_models.results import bound_text
 
 CARD = """\
 # {run_id}
@@ -43,7 +43,7 @@ def write_card(manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoi
     spec = checkpoint.spec
     shape = "x".join(map(str, spec.feature_shape or ()))
     rows = [
-        f"| {name} | {value['value']:.4f} | {value['low']:.4f} to {value['high']:.4f} | {value['num_rows']} |"
+        f"| {name} | {value['value']:.4f} | {bound_text(value['low'])} to {bound_text(value['high'])} | {value['num_rows']} |"
         for name, value in metrics["metrics"].items()
     ]
     return CARD.format(

@@ -9,6 +9,7 @@ from nexa_core.errors import UserError
 from nexa_core.lookup import unknown
 from nexa_core.manifest import Manifest, list_manifests
 from nexa_core.paths import Layout
+from nexa_models.results import bound_text
 
 LESS_IS_BETTER = {"loss", "log_loss", "perplexity", "bits_per_byte", "calibration_error", "unigram_loss"}
 
@@ -21,8 +22,8 @@ class Row:
     dataset: str
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     wall_seconds: float
     cost_usd: float | None
 
@@ -45,7 +46,7 @@ class Leaderboard:
                     f"{row.dataset}, {row.metric} ({'less' if row.metric in LESS_IS_BETTER else 'more'} is better)"
                 )
             price = "" if row.cost_usd is None else f"  {row.cost_usd:.4f} USD"
-            interval = f"[{row.low:.4f}, {row.high:.4f}]"
+            interval = f"[{bound_text(row.low)}, {bound_text(row.high)}]"
             lines.append(
                 f"  {row.rank:>3}  {row.value:.4f} {interval:<20} {row.model:<16} {row.wall_seconds:>7.1f} s{price}  {row.run_id}"
             )

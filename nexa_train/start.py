@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from nexa_data.datasets import Dataset, open_dataset
 
 from nexa_core import digests, durable
 from nexa_core.config import DataConfig, RunConfig, load_config
@@ -18,6 +17,7 @@ from nexa_core.errors import UserError
 from nexa_core.lineage import describe_inputs, read_lineage, write_lineage
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run, list_runs
+from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_models.encoding import Encoded
@@ -135,7 +135,7 @@ def start_state(
     """Fresh weights from the seed, or everything as the checkpoint left it."""
     model = build_model(spec, seed=derive_seed(config.training.distributed.seed, "weights"))
     if checkpoint is None and spec.is_language_model:
-        baseline = model.unigram_log_probs_V
+        baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(data, len(baseline)))
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nexa_data.datasets import Dataset
-
 from nexa_core import digests
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
@@ -16,6 +14,7 @@ from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers
+from nexa_data.datasets import Dataset
 from nexa_models import numerics
 from nexa_models.checkpoint import Checkpoint
 from nexa_models.encoding import Encoded, encode

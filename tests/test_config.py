@@ -112,7 +112,7 @@ def test_a_file_that_is_no_config_says_why(tmp_path: Path, text: str, why: str) 
 
 def test_a_missing_file_names_those_that_exist(tmp_path: Path) -> None:
     write(tmp_path, RUN)
-    with pytest.raises(UserError, match="No config file .*There: .*run.yaml"):
+    with pytest.raises(UserError, match=r"No config file .*There: .*run\.yaml"):
         load_config(tmp_path / "rnu.yaml", RunConfig)
 
 

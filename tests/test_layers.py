@@ -47,7 +47,9 @@ def test_help_answers_in_a_moment(arguments: list[str]) -> None:
 def test_every_command_shows_an_example() -> None:
     done = subprocess.run([NEXA, "--help"], capture_output=True, text=True, check=True)
     commands = re.findall(r"^  ([a-z]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert {"prepare", "train", "evaluate", "judge", "package", "verify", "predict", "leaderboard", "doctor"} <= set(commands)
+    assert {"prepare", "train", "evaluate", "judge", "package", "verify", "predict", "leaderboard", "doctor"} <= set(
+        commands
+    )
     for command in set(commands) - {"tune"}:
         text = subprocess.run([NEXA, command, "--help"], capture_output=True, text=True, check=True).stdout
         assert f"Example: nexa {command}" in text

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,18 @@ for _tag, _pattern, _first in [
     ("tag:yaml.org,2002:float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
 ]:
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+
+
+def _add_number(tag: str, number: Callable[[str], float]) -> None:
+    def construct(loader: yaml.SafeLoader, node: yaml.Node) -> float:
+        assert isinstance(node, yaml.ScalarNode)
+        return number(str(loader.construct_scalar(node)))
+
+    _Loader.add_constructor(f"tag:yaml.org,2002:{tag}", construct)
+
+
+_add_number("int", int)
+_add_number("float", float)
 
 
 @dataclass

@@ -42,6 +42,7 @@ QUESTIONS = (
     "Describe {name} briefly.",
 )
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -104,14 +105,17 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _python_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Each public module's dotted name and file, sorted."""
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
-        if parts and all(part.isidentifier() and _is_public(part) and part not in SKIPPED_FOLDERS for part in parts):
-            yield ".".join(parts), path
+def _python_files(folder: Path, package: tuple[str, ...] = ()) -> Iterator[tuple[str, Path]]:
+    """Each public module's dotted name and file, by name; what is skipped is not even listed."""
+    for path in sorted(folder.iterdir()):
+        if path.name == "__init__.py" and package:
+            yield ".".join(package), path
+        elif not path.stem.isidentifier() or not _is_public(path.stem) or path.stem in SKIPPED_FOLDERS:
+            continue
+        elif path.suffix == ".py":
+            yield ".".join((*package, path.stem)), path
+        elif not path.suffix and path.is_dir():
+            yield from _python_files(path, (*package, path.name))
 
 
 def entries_of_source(source: bytes, module: str) -> Iterator[Entry]:
@@ -135,7 +139,7 @@ def _entries_below(node: ast.AST, owner: str, module: str) -> Iterator[Entry]:
 
 
 def _entry(name: str, module: str, signature: str, docstring: str | None) -> Iterator[Entry]:
-    if docstring and docstring.strip() and _is_unicode(docstring):
+    if docstring and docstring.strip() and not LONE_SURROGATE.search(docstring):
         yield Entry(name, module, f"{name}{signature}", docstring.strip())
 
 
@@ -184,7 +188,3 @@ def _signature_of_object(member: Any) -> str:
 
 def _is_public(name: str) -> bool:
     return not name.startswith("_")
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
