@@ -1,14 +1,18 @@
 """The one way into a command: `python -m package.module` and `nexa verb` parse the same options and fail the same way."""
 
 import errno
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from nexa_core.errors import NexaError, UserError, not_built_yet
 from nexa_core.logs import log_to_stderr
 from nexa_core.lookup import look_up
+
+logger = logging.getLogger(__name__)
 
 # A name, not an import: the command line stands on top of every package and none of them may import it.
 COMMAND_LINE = "scripts.cli:main"
@@ -25,6 +29,7 @@ def run_to_exit(work: Callable[[], None]) -> None:
     from nexa_core.environment import load_env_files  # what --help does not need is not imported for it
 
     log_to_stderr()
+    threading.excepthook = lambda failed: logger.warning("a background writer failed: %s", failed.exc_value)
     load_env_files(Path("."), os.environ)
     try:
         work()

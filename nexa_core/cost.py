@@ -20,9 +20,15 @@ class CostMeter:
         self._earlier: list[Attempt] = json.loads(path.read_text())["attempts"] if path.exists() else []
         self._started_at = started_at or datetime.now(UTC)
         self._clock = time.monotonic()
+        self._num_rows = self._num_targets = 0
 
-    def write(self, *, step: int, num_rows: int, num_targets: int) -> dict[str, Any]:
-        """Write the cost so far; `step`, rows and targets are those this attempt has trained on."""
+    def count(self, *, num_rows: int, num_targets: int) -> None:
+        """Add what this attempt has trained on."""
+        self._num_rows += num_rows
+        self._num_targets += num_targets
+
+    def write(self, *, step: int) -> None:
+        """Write the cost up to optimizer step `step`."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         attempt = {
             "started_at": self._started_at.isoformat(timespec="seconds"),
@@ -30,8 +36,8 @@ class CostMeter:
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
             "peak_memory_bytes": usage.ru_maxrss * 1024,
             "last_step": step,
-            "num_rows": num_rows,
-            "num_targets": num_targets,
+            "num_rows": self._num_rows,
+            "num_targets": self._num_targets,
         }
         attempts = [*self._earlier, attempt]
         wall_seconds = sum(each["wall_seconds"] for each in attempts)
@@ -44,4 +50,3 @@ class CostMeter:
             "attempts": attempts,
         }
         durable.write_json(self._path, cost)
-        return cost

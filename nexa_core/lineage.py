@@ -1,13 +1,18 @@
 """Lineage: what a run was made from and what it made, by digest, so that equal inputs can be held to equal outputs."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nexa_core import digests, durable
 from nexa_core.environment import dependency_versions
+from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, list_runs
+
+logger = logging.getLogger(__name__)
 
 Lineage = dict[str, Any]
 
@@ -43,15 +48,25 @@ def write_lineage(
 
 
 def read_lineage(run: RunFolder) -> Lineage | None:
-    """The run's lineage; None when it never wrote one."""
-    return json.loads(run.lineage.read_text(encoding="utf-8")) if run.lineage.exists() else None
+    """The run's lineage; None when it never wrote one.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    if not run.lineage.exists():
+        return None
+    try:
+        return json.loads(run.lineage.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{run.lineage} is damaged: {error}. Restore it, or move the run's folder away.") from None
 
 
 def compare_with_twin(layout: Layout, lineage: Lineage) -> str | None:
     """One sentence on the newest earlier run with the same fingerprint: reproduced bit for bit, or what differs."""
-    for run in reversed(list_runs(layout)):
-        other = read_lineage(run) if run.run_id != lineage["run_id"] else None
-        if other and other["fingerprint"] == lineage["fingerprint"] and other["outputs"]:
+    for run, other in _newest_first(layout):
+        if run.run_id == lineage["run_id"]:
+            continue
+        if other["fingerprint"] == lineage["fingerprint"] and other["outputs"]:
             ours, theirs = _by_name(lineage), _by_name(other)
             differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
             if not differing:
@@ -61,13 +76,25 @@ def compare_with_twin(layout: Layout, lineage: Lineage) -> str | None:
 
 
 def run_of_file(layout: Layout, path: Path) -> RunFolder | None:
-    """The finished run whose recorded outputs hold these very bytes, under whatever name they lie now; newest first."""
-    digest = digests.of_file(path)
+    """The run whose recorded outputs hold these very bytes, under whatever name they lie now.
+
+    Equal runs leave equal files: of several, it is the one in whose folder the file lies, and else the newest.
+    """
+    digest, real = digests.of_file(path), path.resolve()
+    makers = [run for run, lineage in _newest_first(layout) if digest in lineage["outputs"].values()]
+    return next((run for run in makers if real.is_relative_to(run.path.resolve())), next(iter(makers), None))
+
+
+def _newest_first(layout: Layout) -> Iterator[tuple[RunFolder, Lineage]]:
+    """Every run that has a lineage; a damaged one is reported and passed over, for it is not the run asked about."""
     for run in reversed(list_runs(layout)):
-        lineage = read_lineage(run)
-        if lineage is not None and digest in lineage["outputs"].values():
-            return run
-    return None
+        try:
+            lineage = read_lineage(run)
+        except UserError as error:
+            logger.warning("%s", error)
+            continue
+        if lineage is not None:
+            yield run, lineage
 
 
 def _by_name(lineage: Lineage) -> dict[str, str]:

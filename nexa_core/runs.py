@@ -10,10 +10,9 @@ from pathlib import Path
 
 from nexa_core import durable
 from nexa_core.errors import UserError
-from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout
 
-RUN_ID = re.compile(r"^(?P<name>.+)_\d{8}_\d{6}(_\d+)?$")
+RUN_ID = re.compile(r"^.+_(?P<time>\d{8}_\d{6})(?:_(?P<attempt>\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -79,21 +78,11 @@ def _is_known(layout: Layout, run_id: str) -> bool:
 def list_runs(layout: Layout, *, experiment: str = "*") -> list[RunFolder]:
     """The run folders of an experiment, or of all, oldest first; evaluations among them."""
     found = [
-        RunFolder(path) for path in layout.runs.glob(f"{experiment}/*") if path.is_dir() and RUN_ID.match(path.name)
+        (match["time"], int(match["attempt"] or 1), path)
+        for path in layout.runs.glob(f"{experiment}/*")
+        if (match := RUN_ID.match(path.name)) and path.is_dir()
     ]
-    return sorted(found, key=lambda run: (run.run_id.split("_")[-2:], run.run_id))
-
-
-def find_run(layout: Layout, run_id: str) -> RunFolder:
-    """The folder of a run.
-
-    Raises:
-        UserError: no experiment has a run of this id; names the nearest one.
-    """
-    known = {run.run_id: run for run in list_runs(layout)}
-    if run_id not in known:
-        raise UserError(f"No run '{run_id}' in {layout.runs}.{did_you_mean(run_id, known)}")
-    return known[run_id]
+    return [RunFolder(path) for _, _, path in sorted(found)]
 
 
 @contextlib.contextmanager

@@ -77,9 +77,9 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 getattr(tracker, method)(*arguments)
-            except OSError:
-                raise  # a full disk concerns the run itself
             except Exception as error:
+                if isinstance(tracker, JsonlTracker):
+                    raise  # these lines are the run's own record: it must not go on without them
                 self._trackers.remove(tracker)
                 logger.warning("%s failed and is left out from here on: %s", type(tracker).__name__, error)
 

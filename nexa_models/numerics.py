@@ -1,7 +1,6 @@
 """What decides a result's bits: device, threads, precision, deterministic kernels."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,17 +34,17 @@ def make_deterministic(num_threads: int | None = None) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def choose_autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """A maker of the context that forward passes run in.
-
-    Raises:
-        UserError: bfloat16 was asked for and the device would only emulate it.
-    """
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError when bfloat16 was asked for and the device would only emulate it."""
     if precision == "bfloat16" and not _has_bfloat16(device):
         raise UserError(
             f"training.precision is bfloat16 and this {device.type} has no bfloat16 arithmetic; set float32."
         )
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context that forward passes run in."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def describe_numerics(device: torch.device) -> dict[str, Any]:

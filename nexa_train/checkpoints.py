@@ -40,9 +40,16 @@ def newest_checkpoint(folder: Path, steps_per_epoch: int) -> Checkpoint | None:
     return None
 
 
-def best_step(history: Sequence[dict[str, float]]) -> int:
-    """The step of the lowest validation loss, the earliest of equals."""
-    return int(min(history, key=lambda entry: (entry["loss"], entry["step"]))["step"])
+def ranked_checkpoints(
+    folder: Path, steps_per_epoch: int, history: Sequence[dict[str, float]]
+) -> list[tuple[int, Path]]:
+    """(step, path) of the validated checkpoints there are, the lowest loss first, of equals the earliest.
+
+    A run that began at another run's checkpoint has that run's validations in its history, but not its files.
+    """
+    losses = {int(entry["step"]): entry["loss"] for entry in history}
+    found = [(step, path) for step, path in list_checkpoints(folder, steps_per_epoch) if step in losses]
+    return sorted(found, key=lambda each: (losses[each[0]], each[0]))
 
 
 def prune_checkpoints(
@@ -50,10 +57,9 @@ def prune_checkpoints(
 ) -> None:
     """Delete what the settings do not keep; the newest two always stay, and so does the best."""
     found = list_checkpoints(folder, steps_per_epoch)
-    keep = {step for step, _ in found[-NEWEST_KEPT:]}
-    ranked = sorted(history, key=lambda entry: (entry["loss"], entry["step"]))
-    keep |= {int(entry["step"]) for entry in ranked[: save_top_k or None]}
+    ranked = ranked_checkpoints(folder, steps_per_epoch, history)
+    keep = {path for _, path in [*found[-NEWEST_KEPT:], *ranked[: save_top_k or None]]}
     for step, path in found:
         in_epoch = step % steps_per_epoch != 0
-        if step not in keep and (in_epoch or save_top_k is not None):
+        if path not in keep and (in_epoch or save_top_k is not None):
             durable.remove(path)

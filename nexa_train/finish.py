@@ -1,28 +1,21 @@
 """The end of a run: its weights chosen, scored, published, and its manifest written last."""
 
 import json
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from nexa_data.datasets import Dataset
-
-from nexa_core.config import RunConfig
+from nexa_core.cost import CostMeter
 from nexa_core.lineage import compare_with_twin, read_lineage, write_lineage
 from nexa_core.manifest import Manifest, read_manifest, write_manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, publish_run
 from nexa_models.checkpoint import load_checkpoint, model_of
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results
-from nexa_models.spec import ModelSpec
-from nexa_train.checkpoints import best_step, checkpoint_name, list_checkpoints
+from nexa_train.checkpoints import checkpoint_name, list_checkpoints, ranked_checkpoints
+from nexa_train.job import Job
 from nexa_train.loop import State
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,39 +40,26 @@ class TrainingResult:
 
 
 def finish_run(
-    layout: Layout,
-    run: RunFolder,
-    config: RunConfig,
-    *,
-    config_path: Path,
-    dataset: Dataset,
-    spec: ModelSpec,
-    state: State,
-    steps_per_epoch: int,
-    write_cost: Callable[[], object],
-    device: torch.device,
-    now: datetime,
+    job: Job, run: RunFolder, state: State, meter: CostMeter, *, config_path: Path, now: datetime
 ) -> TrainingResult:
     """Score the chosen checkpoint on the evaluation split and write all that marks the run as done."""
-    step = best_step(state.history) if config.training.keep == "best" else state.step
-    chosen = run.checkpoints / checkpoint_name(step, steps_per_epoch)
-    model = model_of(load_checkpoint(chosen)).to(device)
+    layout, config, dataset, spec = job.layout, job.config, job.dataset, job.spec
+    steps_per_epoch = job.plan.steps_per_epoch
+    checkpoints = [path for _, path in list_checkpoints(run.checkpoints, steps_per_epoch)]
+    ranked = ranked_checkpoints(run.checkpoints, steps_per_epoch, state.history)
+    last = run.checkpoints / checkpoint_name(state.step, steps_per_epoch)
+    step, chosen = ranked[0] if config.training.keep == "best" else (state.step, last)
+    model = model_of(load_checkpoint(chosen)).to(job.device)
     split = config.evaluation.split
-    predictions, scores = score_split(model, spec, dataset, split, config.evaluation, device=device)
+    predictions, scores = score_split(model, spec, dataset, split, config.evaluation, device=job.device)
     described = describe_scores(scores, spec, dataset=dataset.key, split=split, step=step)
     written = write_results(layout, run, described, predictions if config.evaluation.save_predictions else None)
-    write_cost()
-    checkpoints = [path for _, path in list_checkpoints(run.checkpoints, steps_per_epoch)]
+    meter.write(step=state.step)
     begun = read_lineage(run)
     assert begun is not None
-    lineage = write_lineage(
-        layout,
-        run,
-        kind="training",
-        inputs=begun["inputs"],
-        outputs=[*checkpoints, *written],
-        parents=begun["parents"],
-    )
+    inputs, parents = begun["inputs"], begun["parents"]
+    outputs = [*checkpoints, *written]
+    lineage = write_lineage(layout, run, kind="training", inputs=inputs, outputs=outputs, parents=parents)
     twin = compare_with_twin(layout, lineage)
     publish_run(layout, run, [*checkpoints, run.checkpoints / "best.pt", run.checkpoints / "last.pt"])
     manifest: Manifest = {

@@ -5,24 +5,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from nexa_core import durable
-from nexa_core.config.training import Checkpoints, EarlyStopping
+from nexa_core.config.training import EarlyStopping
 from nexa_core.cost import CostMeter
 from nexa_core.errors import GateError
 from nexa_core.progress import Progress
 from nexa_core.trackers import Tracker
 from nexa_models.checkpoint import Checkpoint, save_checkpoint
-from nexa_models.encoding import Encoded
 from nexa_models.predict import mean_loss
-from nexa_train.checkpoints import best_step, checkpoint_name, prune_checkpoints
+from nexa_train.checkpoints import checkpoint_name, prune_checkpoints, ranked_checkpoints
+from nexa_train.job import Job
 from nexa_train.loop import State, StepResult
-from nexa_train.order import Plan
 
 logger = logging.getLogger(__name__)
-
-MakeCheckpoint = Callable[[State], Checkpoint]
 
 
 class Tracking:
@@ -48,34 +43,19 @@ class Tracking:
 class Counting:
     """Counts what an attempt has learned from, for its cost."""
 
-    def __init__(self) -> None:
-        self.num_rows = self.num_targets = 0
+    def __init__(self, meter: CostMeter):
+        self._meter = meter
 
     def __call__(self, state: State, result: StepResult) -> None:
-        self.num_rows += result.num_rows
-        self.num_targets += result.num_targets
+        self._meter.count(num_rows=result.num_rows, num_targets=result.num_targets)
 
 
 class Milestones:
     """Validates and leaves a checkpoint after every epoch and the last step, and one every so many steps between."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Checkpoints,
-        plan: Plan,
-        make_checkpoint: MakeCheckpoint,
-        *,
-        validation: Encoded,
-        batch_size: int,
-        device: torch.device,
-        tracker: Tracker,
-        cost: CostMeter,
-        counting: Counting,
-    ):
-        self._folder, self._settings, self._plan, self._make_checkpoint = folder, settings, plan, make_checkpoint
-        self._validation, self._batch_size, self._device = validation, batch_size, device
-        self._tracker, self._cost, self._counting = tracker, cost, counting
+    def __init__(self, job: Job, folder: Path, tracker: Tracker, meter: CostMeter):
+        self._job, self._folder, self._tracker, self._meter = job, folder, tracker, meter
+        self._plan, self._settings = job.plan, job.config.training.checkpoints
 
     def __call__(self, state: State, result: StepResult) -> None:
         every = self._settings.every_steps
@@ -86,33 +66,41 @@ class Milestones:
             self._save(state)
 
     def _validate(self, state: State) -> None:
-        if not len(self._validation):
+        if not len(self._job.validation):
             return
-        loss, accuracy = mean_loss(state.model, self._validation, batch_size=self._batch_size, device=self._device)
+        batch_size = self._job.config.evaluation.batch_size
+        loss, accuracy = mean_loss(state.model, self._job.validation, batch_size=batch_size, device=self._job.device)
         if not math.isfinite(loss):
             raise GateError(f"The validation loss is {loss} at step {state.step}; lower training.optimizer.lr.")
         state.history.append({"step": state.step, "loss": loss, "accuracy": accuracy})
         self._tracker.log(state.step, {"val_loss": loss, "val_accuracy": accuracy})
-        epoch = math.ceil(state.step / self._plan.steps_per_epoch)
-        logger.info(
-            "epoch %d/%d, step %d: validation loss %.4f, accuracy %.4f",
-            epoch,
-            self._plan.epochs,
-            state.step,
-            loss,
-            accuracy,
-        )
+        epoch = f"epoch {math.ceil(state.step / self._plan.steps_per_epoch)}/{self._plan.epochs}"
+        logger.info("%s, step %d: validation loss %.4f, accuracy %.4f", epoch, state.step, loss, accuracy)
 
     def _save(self, state: State) -> None:
         self._tracker.flush()  # a resumed run relies on every line up to its checkpoint
-        path = self._folder / checkpoint_name(state.step, self._plan.steps_per_epoch)
-        save_checkpoint(path, self._make_checkpoint(state))
+        steps_per_epoch = self._plan.steps_per_epoch
+        path = self._folder / checkpoint_name(state.step, steps_per_epoch)
+        save_checkpoint(path, describe_state(self._job, state))
         durable.publish(path, self._folder / "last.pt")
-        prune_checkpoints(self._folder, self._plan.steps_per_epoch, state.history, save_top_k=self._settings.save_top_k)
-        if state.history:
-            best = self._folder / checkpoint_name(best_step(state.history), self._plan.steps_per_epoch)
-            durable.publish(best, self._folder / "best.pt")
-        self._cost.write(step=state.step, num_rows=self._counting.num_rows, num_targets=self._counting.num_targets)
+        prune_checkpoints(self._folder, steps_per_epoch, state.history, save_top_k=self._settings.save_top_k)
+        if ranked := ranked_checkpoints(self._folder, steps_per_epoch, state.history):
+            durable.publish(ranked[0][1], self._folder / "best.pt")
+        self._meter.write(step=state.step)
+
+
+def describe_state(job: Job, state: State) -> Checkpoint:
+    """The state as a checkpoint that describes itself."""
+    return Checkpoint(
+        config=job.config.resolved(),
+        spec=job.spec,
+        dataset=job.describe_dataset(),
+        fingerprint=job.fingerprint,
+        step=state.step,
+        history=tuple(state.history),
+        model=state.model.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+    )
 
 
 def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:

@@ -13,7 +13,10 @@ from nexa_core.config.load import parse_config
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
 
-WORDS = "the a cat dog bird sees hears follows big small red old new house tree river one two three".split()
+WORDS = [
+    *("the", "a", "cat", "dog", "bird", "sees", "hears", "follows", "big", "small"),
+    *("red", "old", "new", "house", "tree", "river", "one", "two", "three"),
+]
 
 DATASETS: list[dict[str, Any]] = [
     {

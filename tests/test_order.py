@@ -1,5 +1,7 @@
 """The order of the data and the learning rate: pure functions of where the run is."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -73,4 +75,4 @@ def test_the_cosine_schedule_falls_from_full_to_its_final_fraction() -> None:
     assert rates[0] == 1.0
     assert rates[50] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))

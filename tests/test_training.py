@@ -148,7 +148,7 @@ FSYNC: Event = (os, "fsync")
 RENAME: Event = (os, "replace")
 
 
-def killed(config: RunConfig, lab: Layout, event: Event, count: int, *, resume: bool = False) -> bool:
+def killed(config: RunConfig, lab: Layout, event: Event, count: int, **how: Any) -> bool:
     """Train in a child process that kills itself when it enters `event` for the count-th time; whether it died."""
     owner, name = event
     child = os.fork()
@@ -166,7 +166,7 @@ def killed(config: RunConfig, lab: Layout, event: Event, count: int, *, resume: 
 
         setattr(owner, name, kill_or_call)
         try:
-            run(config, layout=lab, resume=resume)
+            run(config, layout=lab, **how)
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -288,6 +288,19 @@ def test_a_new_run_from_a_checkpoint_ends_with_the_same_weights(lab: Layout) -> 
     assert str(middle.relative_to(lab.root)) in json.loads(again.run.lineage.read_text())["parents"]
     with pytest.raises(UserError, match=r"these keys differ: training\.batch_size"):
         run(make_config("mlp", training={"batch_size": 32}), layout=lab, resume_from=middle)
+
+
+def test_a_run_that_began_at_a_checkpoint_and_was_killed_at_once_resumes_from_there(lab: Layout) -> None:
+    config = make_config("mlp", training={"epochs": 3})
+    whole = run(config, layout=lab)
+    middle = whole.run.checkpoints / "checkpoint_epoch0.pt"
+    assert killed(config, lab, STEP, 2, resume_from=middle)
+    result = run(config, layout=lab, resume=True)
+    assert result.run != whole.run
+    assert load_checkpoint(result.checkpoint).model.keys() == load_checkpoint(whole.checkpoint).model.keys()
+    assert result.metrics == whole.metrics
+    assert read_json_lines(result.run.step_metrics)[0]["step"] == 24
+    assert load_checkpoint(result.checkpoint).fingerprint == json.loads(result.run.lineage.read_text())["fingerprint"]
 
 
 def test_resuming_a_finished_run_only_says_so(lab: Layout, caplog: pytest.LogCaptureFixture) -> None:

@@ -46,8 +46,9 @@ def _conflicts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     """Every settings group's conflicts, with full key paths, outermost first."""
     if isinstance(value, Settings):
         yield from ((path + below, reason) for below, reason in value.conflicts())
-        for name, field in type(value).model_fields.items():
-            yield from _conflicts(getattr(value, name), (*path, field.alias or name))
+        fields = type(value).model_fields
+        for name, inner in value:
+            yield from _conflicts(inner, (*path, fields[name].alias or name))
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from _conflicts(item, (*path, index))

@@ -1,0 +1,174 @@
+"""No setting is ignored: each field of each config is read by some run, or refused."""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from nexa_core.config import DataConfig, RunConfig
+from nexa_core.config.base import Settings
+from nexa_core.config.load import load_config
+from nexa_core.config.rubric import Rubric
+from nexa_core.paths import Layout
+from nexa_data.prepare import prepare
+from nexa_eval.judge import judge
+from nexa_train.train import run
+from tests.labs import DATASETS, MODELS, make_config, make_lab
+
+# `name` tells groups apart and is read by pydantic; `parameters` go as a whole into the model's spec, and what is
+# inside them is read from there.
+TAGS = {"name", "parameters"}
+
+
+@pytest.fixture
+def reads() -> Iterator[set[tuple[str, str]]]:
+    """(class, field) of every setting that is read while the test runs."""
+    seen: set[tuple[str, str]] = set()
+    original = Settings.__getattribute__
+
+    def record(self: Settings, name: str) -> Any:
+        # Being checked against other settings is not yet having an effect.
+        if not name.startswith("_") and sys._getframe(1).f_code.co_name != "conflicts":
+            seen.add((type(self).__name__, name))
+        return original(self, name)
+
+    Settings.__getattribute__ = record  # type: ignore[method-assign, assignment]
+    yield seen
+    Settings.__getattribute__ = original  # type: ignore[method-assign]
+
+
+def settings_classes() -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    waiting: list[type[BaseModel]] = [Settings]
+    while waiting:
+        below = waiting.pop().__subclasses__()
+        found += below
+        waiting += below
+    return [each for each in found if each.__module__.startswith("nexa_core.config") and not each.__subclasses__()]
+
+
+OPTIMIZERS = [
+    {"name": "adam", "lr": 0.01},
+    {"name": "adamw", "lr": 0.01},
+    {"name": "sgd", "lr": 0.01, "momentum": 0.5, "nesterov": True},
+]
+SCHEDULES = [
+    {"name": "constant", "warmup_steps": 1},
+    {"name": "linear"},
+    {"name": "cosine"},
+    {"name": "step", "every_steps": 2},
+]
+
+
+def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> None:
+    layout = make_lab(tmp_path)
+    (layout.raw / "table.csv").write_text("1;2;a\n" * 3 + "3;4;b\n" * 3)
+    (layout.raw / "rows.json").write_text(json.dumps({"rows": [{"text": f"document {index}"} for index in range(30)]}))
+    (layout.raw / "lines.txt").write_text("one\ntwo\nthree\n")
+    more = [
+        {
+            "name": "table",
+            "source": {
+                "name": "files",
+                "path": "data/raw/table.csv",
+                "format": "csv",
+                "csv": {"header": False, "columns": ["a", "b", "c"], "delimiter": ";"},
+            },
+            "rows": {"name": "features", "features": ["a", "b"], "label": "c"},
+            "output": {"name": "training", "val": 0.0, "test": 0.0, "salt": "x"},
+            "drop_duplicates": False,
+        },
+        {
+            "name": "shards",
+            "source": {"name": "files", "path": "data/raw/rows.json", "json": {"records": "rows"}},
+            "rows": {"name": "pairs", "completion": "text"},
+            "output": {"name": "pretrain", "rows_per_shard": 10},
+        },
+        {
+            "name": "teacher_inputs",
+            "source": {"name": "files", "path": "data/raw/lines.txt", "text": {"unit": "line"}},
+            "rows": {"name": "pairs", "prompt": "text"},
+            "output": {"name": "teacher_inputs"},
+        },
+        {
+            "name": "own",
+            "source": {"name": "tests.test_settings:make_rows", "parameters": {"count": 20}},
+            "rows": {"name": "text", "text": "text", "label": "label"},
+            "output": {"name": "training"},
+        },
+    ]
+    prepare(DataConfig.model_validate_json(json.dumps({"datasets": more})), layout)
+    for index, model in enumerate(MODELS):
+        schedule = {**SCHEDULES[index % len(SCHEDULES)]}
+        stopping = {"early_stopping": {"patience_epochs": 1}} if index == 0 else {}
+        training = {
+            "max_steps": 40 if stopping else 3,
+            "optimizer": OPTIMIZERS[index % len(OPTIMIZERS)],
+            "schedule": schedule,
+            **stopping,
+        }
+        generation = (
+            {"generation": {"max_rows": 1, "max_new_tokens": 1}} if "dataset" not in model and index > 3 else {}
+        )
+        result = run(make_config(model, training=training, evaluation=generation), layout=layout)
+    judge(result.checkpoint, layout=layout)
+    shutil.rmtree(layout.processed / "training" / "manifests")
+    own = make_config(
+        "mlp", data={"dataset": "images", "prepare": str(_write_data_config(tmp_path))}, training={"max_steps": 1}
+    )
+    run(own, layout=layout)
+    custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
+    run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
+
+    wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
+    unread = sorted(wanted - reads)
+    assert unread == [], unread
+    assert len(wanted) > 70
+
+
+def _write_data_config(tmp_path: Path) -> Path:
+    path = tmp_path / "data.yaml"
+    path.write_text(json.dumps({"datasets": DATASETS[:1]}))
+    return path
+
+
+def make_rows(count: int) -> Iterator[dict[str, str]]:
+    for index in range(count):
+        yield {"text": f"row {index}", "label": "even" if index % 2 == 0 else "odd"}
+
+
+def make_model(spec: Any, bias: bool) -> torch.nn.Module:
+    """A linear model whose input may be named `features`, as a user's own model's is."""
+
+    class Linear(torch.nn.Linear):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return super().forward(features.flatten(1))
+
+    return Linear(math.prod(spec.feature_shape), len(spec.labels), bias=bias)
+
+
+@pytest.mark.parametrize("settings", [RunConfig, DataConfig, Rubric])
+def test_no_group_of_settings_takes_unknown_keys(settings: type[BaseModel]) -> None:
+    schema = settings.model_json_schema()
+    for group in [schema, *schema["$defs"].values()]:
+        assert group["type"] == "object"
+        assert group["additionalProperties"] is False
+
+
+def test_the_shipped_rubrics_load() -> None:
+    for path in (Path(__file__).parent.parent / "nexa_eval" / "rubrics").glob("*.yaml"):
+        assert load_config(path, Rubric).name == path.stem
+
+
+def test_nothing_is_created_by_asking_where_things_lie(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for name in ("raw", "processed", "runs", "checkpoints", "packages", "run_manifests", "logs"):
+        assert str(getattr(layout, name)).startswith(str(tmp_path))
+    assert not list(tmp_path.iterdir())
