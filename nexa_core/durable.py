@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from nexa_core.redact import redact
+from nexa_core.redact import Secrets, known_secrets, redact
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -54,9 +54,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Write one compact JSON value a line, streaming."""
+    secrets = known_secrets()
     with create(path) as file:
         for value in values:
-            file.write(json_line(value))
+            file.write(json_line(value, secrets))
 
 
 class Appender:
@@ -64,10 +65,11 @@ class Appender:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._secrets = known_secrets()
         self._file = open(path, "ab")  # noqa: SIM115 -- closed by `close`
 
     def write(self, value: Any) -> None:
-        self._file.write(json_line(value))
+        self._file.write(json_line(value, self._secrets))
 
     def flush(self) -> None:
         self._file.flush()
@@ -84,8 +86,8 @@ def open_log(path: Path) -> TextIO:
     return open(path, "a", encoding="utf-8", buffering=1)
 
 
-def json_line(value: Any) -> bytes:
-    return (redact(json.dumps(value, ensure_ascii=False, allow_nan=False)) + "\n").encode("utf-8")
+def json_line(value: Any, secrets: Secrets | None = None) -> bytes:
+    return (redact(json.dumps(value, ensure_ascii=False, allow_nan=False), secrets) + "\n").encode("utf-8")
 
 
 def make_new_folder(path: Path) -> bool:

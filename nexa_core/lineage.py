@@ -10,7 +10,7 @@ from nexa_core import digests, durable
 from nexa_core.environment import dependency_versions
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_core.runs import RunFolder, list_runs
+from nexa_core.runs import RunFolder, is_finished, list_runs
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,15 @@ def compare_with_twin(layout: Layout, lineage: Lineage) -> str | None:
 def run_of_file(layout: Layout, path: Path) -> RunFolder | None:
     """The run whose recorded outputs hold these very bytes, under whatever name they lie now.
 
-    Equal runs leave equal files: of several, it is the one in whose folder the file lies, and else the newest.
+    Equal runs leave equal files: of several, it is the one in whose folder the file lies, and else the newest that
+    has finished.
     """
     digest, real = digests.of_file(path), path.resolve()
     makers = [run for run, lineage in _newest_first(layout) if digest in lineage["outputs"].values()]
-    return next((run for run in makers if real.is_relative_to(run.path.resolve())), next(iter(makers), None))
+    for run in makers:
+        if real.is_relative_to(run.path.resolve()):
+            return run
+    return next((run for run in makers if is_finished(layout, run)), next(iter(makers), None))
 
 
 def _newest_first(layout: Layout) -> Iterator[tuple[RunFolder, Lineage]]:

@@ -1,21 +1,23 @@
-"""Keeping secrets out of files and logs: the values of secret environment variables are blanked wherever text is written."""
+"""Keeping secrets out of files and logs: values of secret environment variables are blanked wherever text is written."""
 
-import functools
 import os
 import re
+from collections.abc import Mapping
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # shorter values are words that stand in ordinary text as well
 
+Secrets = tuple[tuple[str, str], ...]
 
-def redact(text: str) -> str:
-    """`text` with every secret value of this process's environment replaced by ``[NAME]``."""
-    for value, name in _secrets(frozenset(os.environ.items())):
+
+def known_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
+    """(value, name) of every secret of the environment, the longest first, because one may be a part of another."""
+    found = [(value, name) for name, value in environment.items() if SECRET_NAME.search(name)]
+    return tuple(sorted((pair for pair in found if len(pair[0]) >= SHORTEST_SECRET), key=lambda pair: -len(pair[0])))
+
+
+def redact(text: str, secrets: Secrets | None = None) -> str:
+    """`text` with every secret value replaced by ``[NAME]``; who writes many lines looks the secrets up once."""
+    for value, name in known_secrets() if secrets is None else secrets:
         text = text.replace(value, f"[{name}]")
     return text
-
-
-@functools.lru_cache(maxsize=1)
-def _secrets(environment: frozenset[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    found = ((value, name) for name, value in environment if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET)
-    return tuple(sorted(found, key=lambda pair: len(pair[0]), reverse=True))

@@ -85,6 +85,11 @@ def list_runs(layout: Layout, *, experiment: str = "*") -> list[RunFolder]:
     return [RunFolder(path) for _, _, path in sorted(found)]
 
 
+def is_finished(layout: Layout, run: RunFolder) -> bool:
+    """Whether a training run has come to its end: its manifest is written last."""
+    return (layout.run_manifests / f"{run.run_id}.json").exists()
+
+
 @contextlib.contextmanager
 def hold(run: RunFolder) -> Iterator[None]:
     """Keep every other process from writing to the run while the block lasts; a killed holder's lock is free at once.

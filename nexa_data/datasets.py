@@ -71,7 +71,7 @@ class Dataset:
             UserError: there is no such split, or its file is missing or changed.
         """
         path = self._checked(self._record(split))
-        return parquet.read_table(path, memory_map=True, partitioning=None)
+        return parquet.ParquetFile(path, memory_map=True).read()
 
     def split_path(self, split: str) -> Path:
         return self.layout.absolute(self._record(split)["path"])

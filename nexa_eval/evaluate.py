@@ -22,6 +22,7 @@ from nexa_core.runs import RunFolder, create_run
 from nexa_data.datasets import Dataset, open_dataset
 from nexa_models.checkpoint import Checkpoint, load_checkpoint, model_of
 from nexa_models.numerics import choose_device, describe_numerics, make_deterministic
+from nexa_models.predict import DivergedModel
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,26 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """A checkpoint and the split it is to be scored on, found to fit each other; nothing has been computed yet."""
+
+    layout: Layout
+    checkpoint_path: Path
+    """The file itself, not a link to it: a link such as `last.pt` may show another file by the time this is done."""
+    checkpoint_digest: str
+    checkpoint: Checkpoint
+    config: RunConfig
+    config_path: Path | None
+    """The file the config came from; None where it is the checkpoint's own."""
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     run: RunFolder
-    checkpoint_path: Path
-    config: RunConfig
+    checkpoint: str
+    """The file that was evaluated, as manifests name it."""
+    checkpoint_digest: str
     metrics: dict[str, Any]
     """What `metrics.json` holds."""
 
@@ -57,30 +74,105 @@ def evaluate(
     Raises:
         UserError: the checkpoint or the dataset is missing or damaged, the config describes another model, or the
             dataset is not the one that the checkpoint knows under this name.
+        GateError: the model has diverged, so there is nothing to score.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    return carry_out(assign(checkpoint_path, layout=layout, config_path=config_path, overrides=overrides), now=now)
+
+
+def assign(
+    checkpoint_path: Path, *, layout: Layout, config_path: Path | None = None, overrides: Sequence[str] = ()
+) -> Assignment:
+    """Read all that an evaluation needs and check that it fits together. Raises UserError as `evaluate` does."""
+    if checkpoint_path.is_dir():
+        there = ", ".join(sorted(path.name for path in checkpoint_path.glob("*.pt"))) or "no *.pt file"
+        raise UserError(f"{checkpoint_path} is a folder; give one file of it: {there}")
+    real = checkpoint_path.resolve() if checkpoint_path.exists() else checkpoint_path
+    checkpoint = load_checkpoint(real)
     config = _config_for(checkpoint, checkpoint_path, config_path, overrides)
-    make_deterministic(config.training.num_threads)
     dataset = open_dataset(layout, config.data.dataset, config.data.version)
     _check_dataset(checkpoint, dataset)
+    return Assignment(layout, real, digests.of_file(real), checkpoint, config, config_path, dataset)
+
+
+def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) -> EvaluationResult:
+    """Score the model, then write a folder of its own: `evaluate`'s second half."""
+    config, checkpoint, dataset = assignment.config, assignment.checkpoint, assignment.dataset
+    make_deterministic(config.training.num_threads)
     device = choose_device(config.training.device)
-    logger.info("evaluating %s on %s %s", checkpoint_path, dataset.key, config.evaluation.split)
-    predictions, scores = score_split(
-        model_of(checkpoint).to(device),
-        checkpoint.spec,
-        dataset,
-        config.evaluation.split,
-        config.evaluation,
-        device=device,
-    )
-    described = describe_scores(
-        scores, checkpoint.spec, dataset=dataset.key, split=config.evaluation.split, step=checkpoint.step
-    )
-    run = create_run(layout, experiment=config.experiment, name=f"{config.name}_eval", now=now())
+    split = config.evaluation.split
+    logger.info("evaluating %s on %s %s", assignment.checkpoint_path, dataset.key, split)
+    model = model_of(checkpoint).to(device)
+    try:
+        predictions, scores = score_split(model, checkpoint.spec, dataset, split, config.evaluation, device=device)
+    except DivergedModel as error:
+        raise DivergedModel(f"{assignment.checkpoint_path}: {error}") from None
+    described = describe_scores(scores, checkpoint.spec, dataset=dataset.key, split=split, step=checkpoint.step)
+    run = create_run(assignment.layout, experiment=config.experiment, name=f"{config.name}_eval", now=now())
     durable.write_text(run.config, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
     numerics = describe_numerics(device)
     durable.write_json(run.environment, describe_environment(numerics=numerics))
-    written = write_results(layout, run, described, predictions if config.evaluation.save_predictions else None)
+    saved = predictions if config.evaluation.save_predictions else None
+    outputs = write_results(assignment.layout, run, described, saved)
+    _write_lineage(assignment, run, outputs, numerics)
+    durable.publish(run.metrics, run.path.parent / "metrics.json")
+    _write_manifest(assignment, run, described, now())
+    name = assignment.layout.relative(assignment.checkpoint_path)
+    return EvaluationResult(run, name, assignment.checkpoint_digest, described)
+
+
+def own_config(checkpoint: Checkpoint, checkpoint_path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config inside a checkpoint, with overrides put in place."""
+    document = Document(value=dict(checkpoint.config), places={}, name=f"config of {checkpoint_path}")
+    for override in overrides:
+        document.override(override)
+    return parse_config(document, RunConfig)
+
+
+def _config_for(
+    checkpoint: Checkpoint, checkpoint_path: Path, config_path: Path | None, overrides: Sequence[str]
+) -> RunConfig:
+    if config_path is None:
+        config = own_config(checkpoint, checkpoint_path, overrides)
+    else:
+        config = load_config(config_path, RunConfig, overrides=overrides)
+    ours, theirs = config.model.resolved(), checkpoint.spec.model
+    if ours != theirs:
+        raise UserError(
+            f"{config_path or 'The overridden config'} describes another model than {checkpoint_path} holds: "
+            f"{_difference(ours, theirs)}. Leave --config out to use the checkpoint's own."
+        )
+    return config
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """What two model sections disagree on, in a few words."""
+    if ours["name"] != theirs["name"]:
+        return f"model.name is {ours['name']}, the checkpoint's is {theirs['name']}"
+    mine, its = ours["parameters"], theirs["parameters"]
+    keys = [key for key in sorted({*mine, *its}) if mine.get(key) != its.get(key)]
+    return "; ".join(f"model.parameters.{key} is {mine.get(key)}, the checkpoint's is {its.get(key)}" for key in keys)
+
+
+def _check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    known, spec = checkpoint.dataset, checkpoint.spec
+    same_name = (known["name"], known["version"]) == (dataset.name, dataset.version)
+    if same_name and known["fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"Dataset {dataset.key} is not the one this checkpoint was trained with: it was made anew since, from "
+            "other bytes or settings, and its test rows may have been trained on. Restore it, or evaluate on another version."
+        )
+    facts = {
+        "rows of": (dataset.kind, spec.kind),
+        "the classes": (list(dataset.labels), list(spec.labels)),
+        "rows of shape": (dataset.feature_shape, spec.feature_shape),
+    }
+    for what, (given, needed) in facts.items():
+        if given != needed:
+            raise UserError(f"Dataset {dataset.key} has {what} {given}; the model knows {what} {needed}.")
+
+
+def _write_lineage(assignment: Assignment, run: RunFolder, outputs: list[Path], numerics: dict[str, Any]) -> None:
+    config, dataset, layout = assignment.config, assignment.dataset, assignment.layout
     inputs = describe_inputs(
         config=config.resolved(),
         dataset={"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
@@ -91,68 +183,25 @@ def evaluate(
         layout,
         run,
         kind="evaluation",
-        inputs={**inputs, "checkpoint": digests.of_file(checkpoint_path)},
-        outputs=written,
-        parents=[layout.relative(checkpoint_path), layout.relative(dataset.manifest_path)],
+        inputs={**inputs, "checkpoint": assignment.checkpoint_digest},
+        outputs=outputs,
+        parents=[layout.relative(assignment.checkpoint_path), layout.relative(dataset.manifest_path)],
     )
-    durable.publish(run.metrics, run.path.parent / "metrics.json")
-    _write_manifest(layout, run, config_path or run.config, checkpoint_path, dataset, checkpoint, described, now())
-    return EvaluationResult(run, checkpoint_path, config, described)
 
 
-def _config_for(
-    checkpoint: Checkpoint, checkpoint_path: Path, config_path: Path | None, overrides: Sequence[str]
-) -> RunConfig:
-    if config_path is not None:
-        config = load_config(config_path, RunConfig, overrides=overrides)
-    else:
-        document = Document(value=checkpoint.config, places={}, name=f"config of {checkpoint_path}")
-        for override in overrides:
-            document.override(override)
-        config = parse_config(document, RunConfig)
-    if config.model.resolved() != checkpoint.spec.model:
-        raise UserError(
-            f"{config_path or 'The overridden config'} describes another model than {checkpoint_path} holds: "
-            f"{config.model.resolved()} against {checkpoint.spec.model}. Use its own config by leaving --config out."
-        )
-    return config
-
-
-def _check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
-    known = checkpoint.dataset
-    same_name = (known["name"], known["version"]) == (dataset.name, dataset.version)
-    if same_name and known["fingerprint"] != dataset.fingerprint:
-        raise UserError(
-            f"Dataset {dataset.key} is not the one this checkpoint was trained with: it was made anew since, from "
-            "other bytes or settings, and its test rows may have been trained on. Restore it, or evaluate on another version."
-        )
-    if tuple(dataset.labels) != checkpoint.spec.labels:
-        raise UserError(
-            f"Dataset {dataset.key} has the classes {list(dataset.labels)}, the model knows {list(checkpoint.spec.labels)}."
-        )
-
-
-def _write_manifest(
-    layout: Layout,
-    run: RunFolder,
-    config_path: Path,
-    checkpoint_path: Path,
-    dataset: Dataset,
-    checkpoint: Checkpoint,
-    described: dict[str, Any],
-    now: datetime,
-) -> None:
+def _write_manifest(assignment: Assignment, run: RunFolder, described: dict[str, Any], now: datetime) -> None:
     """An evaluation's manifest lies among the evaluation data: `runs/manifests/` holds training runs only."""
+    layout, dataset = assignment.layout, assignment.dataset
     manifest: Manifest = {
         "run_id": run.run_id,
-        "config": layout.relative(config_path),
+        "config": layout.relative(assignment.config_path or run.config),
         "run_dir": layout.relative(run.path),
         "metrics": {name: metric["value"] for name, metric in described["metrics"].items()},
-        "checkpoint": layout.relative(checkpoint_path),
+        "checkpoint": layout.relative(assignment.checkpoint_path),
         "created_at": now.isoformat(timespec="seconds"),
         "version": dataset.version,
         "dataset": dataset.key,
-        "model": checkpoint.spec.model["name"],
+        "model": assignment.checkpoint.spec.model["name"],
     }
     path = layout.dataset_manifests("evaluation") / f"{run.run_id}.json"
     check_manifest(manifest, where=str(path))

@@ -1,7 +1,7 @@
 """From a model and rows to a table of predictions, and from predictions to scores."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nexa_core.errors import GateError
 from nexa_core.metrics import Scores, classification_scores, language_model_scores
 from nexa_models.causal_lm import CausalLm
 from nexa_models.encoding import IGNORED, Batch, Encoded, PairRows, encode
@@ -37,6 +38,10 @@ LANGUAGE_MODEL_SCHEMA = pa.schema(
 )
 
 
+class DivergedModel(GateError):
+    """A model whose predictions are no numbers, so that there is nothing to score."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """How predictions are made."""
@@ -48,7 +53,10 @@ class Asked:
 
 
 def predict(model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, *, device: torch.device) -> pa.Table:
-    """A row of predictions for each row of `table`, in its order; `target` is null where it has no label."""
+    """A row of predictions for each row of `table`, in its order; `target` is null where it has no label.
+
+    Probabilities and losses are NaN where the model overflows.
+    """
     model.eval()
     encoded = encode(table, spec)
     with torch.inference_mode():
@@ -59,7 +67,12 @@ def predict(model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, *,
 
 
 def score(predictions: pa.Table, spec: ModelSpec) -> Scores:
-    """The metrics of a table that `predict` made; a function of the table alone."""
+    """The metrics of a table that `predict` made; a function of the table alone.
+
+    Raises:
+        DivergedModel: a probability or loss in it is NaN or infinite.
+    """
+    _check_finite(predictions, spec)
     if spec.is_language_model:
         exact = [
             math.nan if prediction is None else float(prediction.strip() == target.strip())
@@ -76,13 +89,47 @@ def score(predictions: pa.Table, spec: ModelSpec) -> Scores:
         )
     index = {label: position for position, label in enumerate(spec.labels)}
     targets_N = np.array([index[label] for label in predictions["target"].to_pylist()], dtype=np.int64)
+    return classification_scores(targets_N, predicted_numbers(predictions, spec))
+
+
+def predicted_numbers(predictions: pa.Table, spec: ModelSpec) -> np.ndarray:
+    """What a table of predictions says in numbers: probabilities (rows, classes), or losses (rows, 1) per token."""
+    if spec.is_language_model:
+        num_tokens = np.maximum(predictions["num_tokens"].to_numpy(), 1)
+        return (predictions["loss"].to_numpy() / num_tokens)[:, None]
     flat = predictions["probabilities"].combine_chunks().flatten().to_numpy()
-    return classification_scores(targets_N, flat.reshape(len(targets_N), len(spec.labels)))
+    return flat.reshape(predictions.num_rows, len(spec.labels))
 
 
-def main_metric(spec: ModelSpec) -> tuple[str, bool]:
-    """The metric that stands for a model of this kind, and whether more of it is better."""
-    return ("bits_per_byte", False) if spec.is_language_model else ("accuracy", True)
+def complete(
+    model: nn.Module,
+    spec: ModelSpec,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    device: torch.device,
+) -> list[str | None]:
+    """A language model's greedy completions; None for a prompt that leaves no room in its `max_tokens`.
+
+    A completion ends after `max_new_tokens`, or earlier where the model's `max_tokens` are full.
+    """
+    assert spec.tokenizer is not None
+    assert isinstance(model, CausalLm)
+    tokenizer = load_tokenizer(spec.tokenizer)
+    special = special_ids(tokenizer)
+    prompt_ids = [[special.begin, *encoding.ids] for encoding in tokenizer.encode_batch_fast(list(prompts))]
+    rooms = [min(max_new_tokens, spec.model["parameters"]["max_tokens"] - len(ids)) for ids in prompt_ids]
+    texts: list[str | None] = [None] * len(prompts)
+    with torch.inference_mode():
+        for room in sorted({room for room in rooms if room > 0}, reverse=True):
+            for chunk in _chunks([row for row in range(len(prompts)) if rooms[row] == room], batch_size):
+                padded, mask = _left_padded([prompt_ids[row] for row in chunk], special.padding, device)
+                ends = {"end_id": special.end, "padding_id": special.padding}
+                out = model.generate(padded, mask, max_new_tokens=room, **ends)
+                for row, text in zip(chunk, tokenizer.decode_batch(out.tolist()), strict=True):
+                    texts[row] = text
+    return texts
 
 
 def mean_loss(model: nn.Module, encoded: Encoded, *, batch_size: int, device: torch.device) -> tuple[float, float]:
@@ -119,9 +166,15 @@ def _predict_classes(
         "row_id": table["row_id"],
         "target": table["label"] if "label" in table.column_names else pa.nulls(table.num_rows, pa.string()),
         "prediction": [spec.labels[index] for index in probabilities_NK.argmax(axis=1)],
-        "probabilities": list(probabilities_NK),
+        "probabilities": _lists(probabilities_NK),
     }
     return pa.table(columns, schema=CLASSIFICATION_SCHEMA)
+
+
+def _lists(values_NK: np.ndarray) -> pa.Array:
+    """One list a row; given Python lists instead, pyarrow would import pandas to look at them."""
+    offsets = np.arange(len(values_NK) + 1, dtype=np.int32) * values_NK.shape[1]
+    return pa.ListArray.from_arrays(offsets, values_NK.reshape(-1))
 
 
 def _predict_text(
@@ -143,7 +196,7 @@ def _predict_text(
     columns = {
         "row_id": table["row_id"],
         "target": table["completion"],
-        "prediction": _complete(model, spec, table, asked, device),
+        "prediction": _complete_first(model, spec, table, asked, device),
         "loss": torch.cat(losses).numpy(),
         "unigram_loss": torch.cat(unigram_losses).numpy(),
         "num_tokens": torch.cat(num_tokens).numpy(),
@@ -168,36 +221,40 @@ def _token_bytes(spec: ModelSpec) -> Tensor:
     return lengths
 
 
-def _complete(
+def _complete_first(
     model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, device: torch.device
 ) -> list[str | None]:
-    """Greedy completions of the first rows that have a prompt with room behind it; None for the others."""
-    assert spec.tokenizer is not None
-    assert isinstance(model, CausalLm)
-    texts: list[str | None] = [None] * table.num_rows
-    tokenizer = load_tokenizer(spec.tokenizer)
-    special = special_ids(tokenizer)
-    room = spec.model["parameters"]["max_tokens"] - asked.max_new_tokens
-    prompts: dict[int, list[int]] = {}
-    for row, prompt in enumerate(table["prompt"].to_pylist()):
-        if len(prompts) >= asked.generate_rows:
-            break
-        ids = [special.begin, *tokenizer.encode(prompt or "").ids]
-        if prompt and len(ids) <= room:
-            prompts[row] = ids
-    for chunk in _chunks(list(prompts), asked.batch_size):
-        longest = max(len(prompts[row]) for row in chunk)
-        padded = torch.tensor(
-            [[special.padding] * (longest - len(prompts[row])) + prompts[row] for row in chunk], device=device
+    """Completions of the first rows that have a prompt; None for the others."""
+    prompts = dict(enumerate(table["prompt"].to_pylist()))
+    rows = [row for row, prompt in prompts.items() if prompt][: asked.generate_rows]
+    completed = complete(
+        model,
+        spec,
+        [prompts[row] for row in rows],
+        max_new_tokens=asked.max_new_tokens,
+        batch_size=asked.batch_size,
+        device=device,
+    )
+    texts = dict(zip(rows, completed, strict=True))
+    return [texts.get(row) for row in prompts]
+
+
+def _left_padded(sequences: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (rows, longest) that all end in the last column, and the mask that is 1 at real tokens."""
+    longest = max(len(sequence) for sequence in sequences)
+    gaps = [longest - len(sequence) for sequence in sequences]
+    ids = [[padding] * gap + sequence for gap, sequence in zip(gaps, sequences, strict=True)]
+    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _check_finite(predictions: pa.Table, spec: ModelSpec) -> None:
+    num_bad = int((~np.isfinite(predicted_numbers(predictions, spec))).any(axis=1).sum())
+    if num_bad:
+        raise DivergedModel(
+            f"its predictions are NaN or infinite in {num_bad} of {predictions.num_rows} rows. The model has diverged; "
+            "train it again with a lower training.optimizer.lr, or with training.max_gradient_norm."
         )
-        mask = torch.tensor(
-            [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in chunk], device=device
-        )
-        ends = {"end_id": special.end, "padding_id": special.padding}
-        out = model.generate(padded, mask, max_new_tokens=asked.max_new_tokens, **ends)
-        for row, text in zip(chunk, tokenizer.decode_batch(out.tolist(), skip_special_tokens=True), strict=True):
-            texts[row] = text
-    return texts
 
 
 def _chunks(values: list[int], size: int) -> Iterator[list[int]]:

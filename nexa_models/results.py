@@ -10,12 +10,13 @@ from torch import nn
 
 from nexa_core import durable
 from nexa_core.config.run import Evaluation
-from nexa_core.errors import UserError
+from nexa_core.errors import GateError, UserError
 from nexa_core.metrics import Scores
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_data.datasets import Dataset
-from nexa_models.predict import Asked, predict, score
+from nexa_models.predict import Asked, DivergedModel, predict, score
+from nexa_models.scores import interval_text
 from nexa_models.spec import ModelSpec
 
 
@@ -50,6 +51,7 @@ def score_split(
 
     Raises:
         UserError: the split holds no rows, so there is nothing to score.
+        GateError: the model has diverged: its predictions are no numbers.
     """
     table = dataset.read_split(split)
     if table.num_rows == 0:
@@ -57,7 +59,10 @@ def score_split(
             f"Dataset {dataset.key} has no rows in its {split} split; set evaluation.split, or prepare more."
         )
     predictions = predict(model, spec, table, asked_by(settings), device=device)
-    return predictions, score(predictions, spec)
+    try:
+        return predictions, score(predictions, spec)
+    except DivergedModel as error:
+        raise GateError(f"The {spec.model['name']} cannot be scored on {dataset.key} {split}: {error}") from None
 
 
 def asked_by(settings: Evaluation) -> Asked:
@@ -87,15 +92,10 @@ def metrics_text(described: dict[str, Any]) -> str:
     """A line for each metric of a `metrics.json`, with its interval and sample size."""
     lines = [f"{described['dataset']}, {described['split']} split, step {described['step']}"]
     for name, metric in described["metrics"].items():
-        interval = f"95% interval {bound_text(metric['low'])} to {bound_text(metric['high'])}"
-        lines.append(f"  {name:<20} {metric['value']:>10.4f}   {interval}, {metric['num_rows']} rows")
+        interval = interval_text(metric["low"], metric["high"])
+        lines.append(f"  {name:<20} {metric['value']:>10.4f}   95% interval {interval}, {metric['num_rows']} rows")
     lines += [f"  note: {note}" for note in described.get("notes", [])]
     return "\n".join(lines)
-
-
-def bound_text(bound: float | None) -> str:
-    """An interval's end; None stands for infinity."""
-    return "infinity" if bound is None else f"{bound:.4f}"
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from nexa_core.config.model import HashedVocabulary
+from nexa_core.config.model import HashedVocabulary, TextClassifierParameters
 from nexa_core.errors import UserError
 from nexa_data.tokenizer import SPECIAL_TOKENS
 from nexa_models.spec import ModelSpec
@@ -27,7 +27,9 @@ def vocabulary_size(spec: ModelSpec) -> int:
 
 
 def hashed_vocabulary(spec: ModelSpec) -> HashedVocabulary:
-    return HashedVocabulary.model_validate(spec.model["parameters"]["vocabulary"])
+    vocabulary = TextClassifierParameters.model_validate_json(spec.parameters_json).vocabulary
+    assert isinstance(vocabulary, HashedVocabulary)
+    return vocabulary
 
 
 @functools.lru_cache(maxsize=4)

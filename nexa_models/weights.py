@@ -1,13 +1,18 @@
 """A model's weights as safetensors bytes and back; tied weights are stored once."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from nexa_core.errors import GateError
+
+TIED = TypeAdapter(dict[str, str])
+"""The safetensors metadata `tied`: the name of each tensor left out, and of the one stored that it shares."""
 
 
 def weights_to_bytes(model: nn.Module) -> bytes:
@@ -25,17 +30,35 @@ def weights_to_bytes(model: nn.Module) -> bytes:
     return safetensors.torch.save(kept, metadata={"tied": json.dumps(tied, sort_keys=True)})
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` with the weights at `path`.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor by name, the tied ones among them.
 
     Raises:
-        GateError: they are not this model's: a name or shape is missing, extra or different.
+        GateError: the file is no safetensors, or its metadata is not what `weights_to_bytes` writes.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+            tied = TIED.validate_json((file.metadata() or {}).get("tied", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-        weights |= {name: weights[other] for name, other in tied.items()}
-        model.load_state_dict(weights)
-    except (safetensors.SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise GateError(f"{path.name} does not hold this model's weights: {str(error).splitlines()[0]}") from None
+        return weights | {name: weights[other] for name, other in tied.items()}
+    except (safetensors.SafetensorError, ValidationError, KeyError) as error:
+        raise GateError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Hold names, shapes and types of `weights` against the model's, which may be one without storage (meta).
+
+    Raises:
+        GateError: naming the first tensor that differs.
+    """
+    wanted = model.state_dict()
+    for name in sorted({*wanted, *weights}):
+        ours, theirs = _kind(wanted.get(name)), _kind(weights.get(name))
+        if ours != theirs:
+            raise GateError(f"The weights are not this model's: '{name}' has to be {ours} and is {theirs}.")
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"

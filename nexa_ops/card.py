@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from nexa_core.config.data import Rows
 from nexa_core.manifest import Manifest
 from nexa_data.datasets import Dataset
 from nexa_models.checkpoint import Checkpoint
-from nexa_models.results import bound_text
+from nexa_models.scores import interval_text
+from nexa_models.spec import ModelSpec
+from nexa_ops.inputs import InputReader
 
 CARD = """\
 # {run_id}
@@ -31,20 +34,15 @@ The dataset's fingerprint is `{dataset_fingerprint}`; the run's is `{fingerprint
 The scores speak of rows like those of `{dataset}`. Nothing was measured on other data, on fairness or on safety.
 """
 
-INPUTS = {
-    "features": 'rows like `{{"features": [...]}}`, {shape} numbers each',
-    "text": 'rows like `{{"text": "..."}}`',
-    "pairs": 'rows like `{{"prompt": "..."}}`',
-}
 
-
-def write_card(manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoint, dataset: Dataset) -> str:
+def write_card(
+    manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoint, dataset: Dataset, rows: Rows
+) -> str:
     """The card as Markdown; a function of its arguments, so that packing twice gives the same bytes."""
     spec = checkpoint.spec
-    shape = "x".join(map(str, spec.feature_shape or ()))
-    rows = [
-        f"| {name} | {value['value']:.4f} | {bound_text(value['low'])} to {bound_text(value['high'])} | {value['num_rows']} |"
-        for name, value in metrics["metrics"].items()
+    scores = [
+        f"| {name} | {score['value']:.4f} | {interval_text(score['low'], score['high'])} | {score['num_rows']} |"
+        for name, score in metrics["metrics"].items()
     ]
     return CARD.format(
         run_id=manifest["run_id"],
@@ -53,13 +51,25 @@ def write_card(manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoi
         step=checkpoint.step,
         num_rows=max(value["num_rows"] for value in metrics["metrics"].values()),
         split=metrics["split"],
-        scores="\n".join(rows),
+        scores="\n".join(scores),
         notes="".join(f"\n{note}\n" for note in metrics.get("notes", [])),
         sources="\n".join(_source_line(source) for source in dataset.manifest["sources"]),
         dataset_fingerprint=dataset.fingerprint,
         fingerprint=checkpoint.fingerprint,
-        inputs=INPUTS[spec.kind].format(shape=shape),
+        inputs=_inputs(spec, rows),
     )
+
+
+def _inputs(spec: ModelSpec, rows: Rows) -> str:
+    """The rows that `predict` takes, as an example."""
+    reader = InputReader(spec, rows)
+    columns = reader.source_columns or (reader.own_column,)
+    value = '"..."'
+    if spec.kind == "features":
+        value = "0.0" if len(columns) > 1 else "[...]"
+    shown = ", ".join(f'"{column}": {value}' for column in columns)
+    shape = "x".join(map(str, spec.feature_shape or ()))
+    return f"rows like `{{{shown}}}`" + (f", {shape} numbers each" if shape else "")
 
 
 def _source_line(source: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ def examine(layout: Layout) -> Examination:
             _python(),
             _packages(),
             Finding("cpu", True, f"{cpu_name()}, {os.cpu_count()} cores"),
+            _memory(),
             _gpus(),
             _disk(layout.root),
             *(_writable(folder) for folder in (layout.processed, layout.artifacts, layout.run_manifests, layout.logs)),
@@ -72,29 +73,41 @@ def _packages() -> Finding:
     return Finding("packages", True, ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
-def _gpus() -> Finding:
-    import torch
+def _memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Finding("memory", True, f"{total / 2**30:.1f} GiB")
 
+
+def _gpus() -> Finding:
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("gpu", False, f"torch cannot be imported: {error}")
     if not torch.cuda.is_available():
-        return Finding("gpu", True, f"none visible to torch {torch.__version__}; training runs on the CPU")
+        hint = ", though nvidia-smi is here: is this torch built for CPUs only?" if shutil.which("nvidia-smi") else ""
+        return Finding("gpu", True, f"none visible to torch {torch.__version__}{hint}; training runs on the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("gpu", True, f"{len(names)} visible: {', '.join(names)}")
 
 
 def _disk(root: Path) -> Finding:
-    free = shutil.disk_usage(root).free
+    free = shutil.disk_usage(_nearest_existing(root)).free
     return Finding("disk", free >= LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB free at {root.resolve()} (1 or more)")
 
 
 def _writable(folder: Path) -> Finding:
     """Try a real file in the folder, or in the nearest one above it that exists; leaves nothing behind."""
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=_nearest_existing(folder)):
             pass
     except OSError as error:
         return Finding("writable", False, f"{folder}: {error.strerror}")
     return Finding("writable", True, str(folder))
+
+
+def _nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the first one above it that exists."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
 def _env_files(root: Path) -> Finding:

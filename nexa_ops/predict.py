@@ -2,26 +2,32 @@
 
 import contextlib
 import itertools
+import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import torch
 
 from nexa_core import durable
 from nexa_core.errors import GateError, UserError
+from nexa_data.rows import RowError
+from nexa_data.sources.json_files import read_json_lines
+from nexa_data.sources.raw import BadRow, Row
+from nexa_data.sources.streams import UnreadableError
 from nexa_models.numerics import make_deterministic
-from nexa_models.predict import Asked, predict
+from nexa_models.predict import Asked, complete, predict
 from nexa_models.spec import ModelSpec
 from nexa_ops.archive import unpack
-from nexa_ops.contents import read_model, read_spec
+from nexa_ops.contents import read_model, read_packed
+from nexa_ops.inputs import InputReader
 
 BLOCK_ROWS = 1024
-INPUT_COLUMN = {"features": "features", "text": "text", "pairs": "prompt"}
+BATCH_SIZE = 256
 
 Answer = dict[str, Any]
 
@@ -38,7 +44,7 @@ def predict_file(
     """Write one JSON line for each line of `input_path`, in its order: a prediction, or the reason why there is none.
 
     Raises:
-        UserError: the input or the package is missing.
+        UserError: the input or the package is missing, or the input is no text.
         GateError: some lines could not be predicted; their answers carry an `error`.
     """
     if not input_path.is_file():
@@ -46,13 +52,13 @@ def predict_file(
     make_deterministic()
     with tempfile.TemporaryDirectory(prefix="nexa-predict-") as scratch:
         folder = unpack(tarball, Path(scratch))
-        spec = read_spec(folder)
-        model = read_model(folder, spec, trusted=trusted)
+        spec, rows = read_packed(folder)
+        predictor = Predictor(read_model(folder, spec, trusted=trusted), spec, InputReader(spec, rows), max_new_tokens)
         num_rows = num_failed = 0
-        with input_path.open("rb") as lines, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             out = stack.enter_context(durable.create(output_path)) if output_path else None
-            for block in _blocks(enumerate(lines, start=1)):
-                for answer in _answer(model, spec, block, max_new_tokens):
+            for block in _blocks(input_path):
+                for answer in predictor.answer(block):
                     num_rows, num_failed = num_rows + 1, num_failed + ("error" in answer)
                     line = orjson.dumps(answer) + b"\n"
                     out.write(line) if out else stdout.write(line.decode())
@@ -60,58 +66,64 @@ def predict_file(
         raise GateError(f"{num_failed} of {num_rows} rows could not be predicted; their lines say why.")
 
 
-def _blocks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    while block := list(itertools.islice(lines, BLOCK_ROWS)):
-        yield block
+@dataclass(frozen=True)
+class Predictor:
+    """A packed model and what it needs to answer lines."""
+
+    model: torch.nn.Module
+    spec: ModelSpec
+    reader: InputReader
+    max_new_tokens: int
+
+    def answer(self, block: list[Row]) -> list[Answer]:
+        """An answer for each line; a bad one does not touch the others."""
+        inputs: dict[int, Any] = {}
+        said: dict[int, Answer] = {}
+        for index, row in enumerate(block):
+            try:
+                inputs[index] = self._input(row)
+            except RowError as error:
+                said[index] = {"error": f"{error.reason}: {error.detail}" if error.detail else error.reason}
+        if inputs:
+            say = self._complete if self.spec.is_language_model else self._classify
+            said |= dict(zip(inputs, say(list(inputs.values())), strict=True))
+        return [{"line": row.line, **said[index]} for index, row in enumerate(block)]
+
+    def _input(self, row: Row) -> Any:
+        if isinstance(row, BadRow):
+            raise RowError(row.reason, row.detail)
+        return self.reader.read(row.values)
+
+    def _complete(self, prompts: list[str]) -> Iterator[Answer]:
+        for text in complete(
+            self.model,
+            self.spec,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=BATCH_SIZE,
+            device=torch.device("cpu"),
+        ):
+            max_tokens = self.spec.model["parameters"]["max_tokens"]
+            full = f"the prompt fills the {max_tokens} tokens that the model reads; there is no room behind it"
+            yield {"error": full} if text is None else {"prediction": text}
+
+    def _classify(self, values: list[Any]) -> Iterator[Answer]:
+        kind = pa.list_(pa.float32()) if self.spec.kind == "features" else pa.string()
+        row_ids = pa.array([str(index) for index in range(len(values))])
+        table = pa.table({"row_id": row_ids, self.reader.own_column: pa.array(values, type=kind)})
+        predictions = predict(self.model, self.spec, table, Asked(BATCH_SIZE), device=torch.device("cpu"))
+        for row in predictions.to_pylist():
+            if not all(map(math.isfinite, row["probabilities"])):
+                yield {"error": "the model's output is not a number: the row's numbers are too large for it"}
+            else:
+                probabilities = dict(zip(self.spec.labels, row["probabilities"], strict=True))
+                yield {"prediction": row["prediction"], "probabilities": probabilities}
 
 
-def _answer(
-    model: torch.nn.Module, spec: ModelSpec, block: list[tuple[int, bytes]], max_new_tokens: int
-) -> list[Answer]:
-    inputs: dict[int, Any] = {}
-    failed: dict[int, Answer] = {}
-    for line, raw in block:
-        try:
-            inputs[line] = _read_input(raw, spec)
-        except (ValueError, TypeError) as error:
-            failed[line] = {"line": line, "error": str(error)}
-    answers = failed
-    if inputs:
-        asked = Asked(batch_size=256, generate_rows=len(inputs), max_new_tokens=max_new_tokens)
-        predictions = predict(model, spec, _table(list(inputs.values()), spec), asked, device=torch.device("cpu"))
-        answers |= {line: _describe(line, row, spec) for line, row in zip(inputs, predictions.to_pylist(), strict=True)}
-    return [answers[line] for line in sorted(answers)]
-
-
-def _read_input(raw: bytes, spec: ModelSpec) -> Any:
-    """The one value of a line that the model reads."""
-    row = orjson.loads(raw)
-    column = INPUT_COLUMN[spec.kind]
-    if not isinstance(row, dict) or column not in row:
-        raise ValueError(f"expected an object with '{column}'")
-    if spec.kind != "features":
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise ValueError(f"'{column}' has to be text that is not empty")
-        return row[column]
-    size = int(np.prod(spec.feature_shape or ()))
-    numbers = np.asarray(row[column], dtype=np.float32).reshape(-1)
-    if len(numbers) != size or not np.isfinite(numbers).all():
-        raise ValueError(f"'features' has to hold {size} finite numbers")
-    return numbers
-
-
-def _table(values: list[Any], spec: ModelSpec) -> pa.Table:
-    row_ids = pa.array([str(index) for index in range(len(values))])
-    if spec.kind == "pairs":
-        return pa.table({"row_id": row_ids, "prompt": values, "completion": [""] * len(values)})
-    kind = pa.list_(pa.float32()) if spec.kind == "features" else pa.string()
-    return pa.table({"row_id": row_ids, INPUT_COLUMN[spec.kind]: pa.array(values, type=kind)})
-
-
-def _describe(line: int, row: dict[str, Any], spec: ModelSpec) -> Answer:
-    if spec.is_language_model:
-        if row["prediction"] is None:
-            return {"line": line, "error": "the prompt is too long for the model to complete it"}
-        return {"line": line, "prediction": row["prediction"]}
-    probabilities = dict(zip(spec.labels, row["probabilities"], strict=True))
-    return {"line": line, "prediction": row["prediction"], "probabilities": probabilities}
+def _blocks(path: Path) -> Iterator[list[Row]]:
+    rows = read_json_lines(path, path.name)
+    try:
+        while block := list(itertools.islice(rows, BLOCK_ROWS)):
+            yield block
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}") from None

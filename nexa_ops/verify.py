@@ -5,19 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from nexa_core.errors import GateError
+from nexa_core.config import RunConfig, load_config
+from nexa_core.errors import GateError, UserError
+from nexa_core.manifest import read_manifest
 from nexa_models.numerics import make_deterministic
-from nexa_models.predict import predict, score
+from nexa_models.predict import predict
 from nexa_models.spec import ModelSpec
+from nexa_ops import contents
 from nexa_ops.archive import unpack
-from nexa_ops.contents import read_model, read_proof, read_spec
-
-# Another processor or library sums in another order; differences of this size come from there, larger ones do not.
-TOLERANCE = 1e-4
+from nexa_ops.proof import TOLERANCE, Proof, difference, read_proof, score_of
 
 
 @dataclass(frozen=True)
@@ -63,51 +62,61 @@ def verify(tarball: Path, *, trusted: str | None = None) -> Report:
     with tempfile.TemporaryDirectory(prefix="nexa-verify-") as scratch:
         folder = unpack(tarball, Path(scratch))
         num_files = sum(1 for _ in folder.iterdir())
-        spec = read_spec(folder)
-        model = read_model(folder, spec, trusted=trusted)
-        proof, rows, recorded = read_proof(folder)
+        spec, _ = contents.read_packed(folder)
+        model = contents.read_model(folder, spec, trusted=trusted)
+        proof, rows, recorded = read_proof(folder, spec)
         predictions = predict(model, spec, rows, proof.asked, device=torch.device("cpu"))
-        scores = score(predictions, spec)
+        value = score_of(predictions, spec)
         num_weights = sum(weight.numel() for weight in model.parameters())
-        of_all = "all" if proof.num_rows == proof.split_rows else "a fixed part"
         return Report(
             tarball,
             (
                 Check("files", True, f"{num_files} files, every digest holds"),
                 Check("model", True, f"{spec.model['name']} with {num_weights:,} weights, rebuilt"),
-                compare_predictions(predictions, recorded, spec),
-                _compare_metric(
-                    proof.metric,
-                    scores.metrics[proof.metric].value,
-                    proof.value,
-                    f"{proof.num_rows} rows, {of_all} of the split's {proof.split_rows}",
-                ),
+                _compare_predictions(predictions, recorded, spec),
+                _compare_score(proof, value),
+                _compare_records(folder, spec, proof, value),
             ),
         )
 
 
-def compare_predictions(ours: pa.Table, recorded: pa.Table, spec: ModelSpec) -> Check:
+def _compare_predictions(ours: pa.Table, recorded: pa.Table, spec: ModelSpec) -> Check:
     """Whether two prediction tables agree: bit for bit, or within `TOLERANCE` with the same choices."""
     if ours.equals(recorded):
         return Check("predictions", True, f"{ours.num_rows} predictions agree bit for bit")
-    if not ours["row_id"].equals(recorded["row_id"]):
-        return Check("predictions", False, "they are of other rows")
-    distance = float(np.abs(_numbers(ours, spec) - _numbers(recorded, spec)).max(initial=0.0))
-    num_changed = sum(
-        one != other
-        for one, other in zip(ours["prediction"].to_pylist(), recorded["prediction"].to_pylist(), strict=True)
+    distance, num_changed = difference(ours, recorded, spec)
+    says = f"largest difference {distance:.3g}, {num_changed} of {ours.num_rows} choices differ"
+    return Check(
+        "predictions", distance <= TOLERANCE and num_changed == 0, f"{says} (allowed: {TOLERANCE:g}, no choice)"
     )
-    says = f"largest difference {distance:.3g}, {num_changed} of {ours.num_rows} choices differ (allowed: {TOLERANCE:g}, 0)"
-    return Check("predictions", distance <= TOLERANCE and num_changed == 0, says)
 
 
-def _numbers(predictions: pa.Table, spec: ModelSpec) -> np.ndarray:
-    if spec.is_language_model:
-        tokens = np.maximum(predictions["num_tokens"].to_numpy(), 1)
-        return predictions["loss"].to_numpy() / tokens
-    return predictions["probabilities"].combine_chunks().flatten().to_numpy()
+def _compare_score(proof: Proof, value: float) -> Check:
+    on = f"{proof.num_rows} rows, {'all' if proof.is_whole else 'a fixed part'} of the split's {proof.split_rows}"
+    says = f"{value:.6f} on {on}" + ("" if value == proof.value else f"; recorded was {proof.value:.6f}")
+    return Check(proof.metric, abs(value - proof.value) <= TOLERANCE, says)
 
 
-def _compare_metric(name: str, ours: float, recorded: float, on: str) -> Check:
-    says = f"{ours:.6f} on {on}" + ("" if ours == recorded else f"; recorded was {recorded:.6f}")
-    return Check(name, abs(ours - recorded) <= TOLERANCE, says)
+def _compare_records(folder: Path, spec: ModelSpec, proof: Proof, value: float) -> Check:
+    """Whether the config is this model's, and the manifest and `metrics.json` tell its scores alike."""
+    try:
+        config = load_config(folder / contents.CONFIG, RunConfig)
+        manifest = read_manifest(folder / contents.MANIFEST)
+    except UserError as error:
+        return Check("records", False, str(error).replace(f"{folder}/", "").splitlines()[0])
+    if config.model.resolved() != spec.model:
+        return Check("records", False, f"{contents.CONFIG} describes another model than {contents.MODEL}")
+    scores = _scores_in(folder / contents.METRICS)
+    if scores != manifest["metrics"]:
+        return Check("records", False, f"{contents.METRICS} and {contents.MANIFEST} tell different scores")
+    claimed = scores.get(proof.metric)
+    if claimed is None or (proof.is_whole and abs(claimed - value) > TOLERANCE):
+        return Check("records", False, f"{contents.METRICS} claims {proof.metric} {claimed}; it is {value:.6f}")
+    return Check("records", True, "config, manifest and metrics agree with the model and with each other")
+
+
+def _scores_in(path: Path) -> dict[str, float]:
+    metrics = contents.read_object(path).get("metrics")
+    if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
+        raise GateError(f"{path.name} has no metrics")
+    return {name: metric.get("value") for name, metric in metrics.items()}

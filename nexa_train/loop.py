@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from nexa_models.encoding import Encoded
+from nexa_models.numerics import seed_generators
 from nexa_models.predict import summed_loss
 from nexa_train.order import Plan, derive_seed
 
@@ -62,7 +63,7 @@ def fit(
         total_loss = torch.zeros((), device=device)
         for index, batch in enumerate(microbatches):
             # Dropout is a function of where the run is, not of what came before: resuming needs no generator state.
-            torch.manual_seed(derive_seed(plan.seed, "dropout", state.step, index))
+            seed_generators(derive_seed(plan.seed, "dropout", state.step, index), device)
             batch = batch.to(device)
             with autocast():
                 logits = state.model(**batch.inputs)

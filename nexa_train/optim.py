@@ -8,18 +8,21 @@ from nexa_core.config import training as settings
 
 
 def build_optimizer(model: nn.Module, chosen: settings.Optimizer) -> optim.Optimizer:
-    """The optimizer over all weights that learn; only AdamW tells matrices (decayed) from vectors (not)."""
+    """The optimizer over all weights that learn, in its fused form: one kernel for a whole update.
+
+    Only AdamW tells matrices (decayed) from vectors (not).
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     match chosen:
         case settings.Adam():
-            return optim.Adam(weights, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps)
+            return optim.Adam(weights, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True)
         case settings.AdamW():
             groups = [
                 {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": chosen.weight_decay},
                 {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
             ]
             groups = [group for group in groups if group["params"]]
-            return optim.AdamW(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps)
+            return optim.AdamW(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True)
         case settings.Sgd():
             return optim.SGD(
                 weights,
@@ -27,6 +30,7 @@ def build_optimizer(model: nn.Module, chosen: settings.Optimizer) -> optim.Optim
                 momentum=chosen.momentum,
                 nesterov=chosen.nesterov,
                 weight_decay=chosen.weight_decay,
+                fused=True,
             )
 
 

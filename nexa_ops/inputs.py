@@ -1,0 +1,56 @@
+"""Rows that a user brings to a packed model: in the columns its dataset was made of, or in the model's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexa_core.config.data import FeatureRows, PairRows, Rows, TextRows
+from nexa_data.rows import Canonical, RowError, canonical, used_columns
+from nexa_models.spec import ModelSpec
+
+OWN_COLUMN = {"features": "features", "text": "text", "pairs": "prompt"}
+NO_LABEL = "the label of a row that is to be predicted"
+
+
+class InputReader:
+    """Makes rows what the model reads, by the same rules that `prepare` made its training rows by."""
+
+    def __init__(self, spec: ModelSpec, rows: Rows):
+        self.own_column = OWN_COLUMN[spec.kind]
+        without_target = _without_target(rows, spec)
+        self.source_columns = tuple(column for _, column in used_columns(without_target) if column != NO_LABEL)
+        self._from_source, self._from_own = canonical(without_target), canonical(_own_rows(spec))
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """The one value of a row that the model reads.
+
+        Raises:
+            RowError: there is none; says why.
+        """
+        return self._maker(values)({**values, NO_LABEL: "-"}).columns[self.own_column]
+
+    def _maker(self, values: Mapping[str, Any]) -> Canonical:
+        if self.source_columns and all(column in values for column in self.source_columns):
+            return self._from_source
+        # A source column of the same name as the model's own is only a part of what the model reads.
+        if self.own_column in values and self.own_column not in self.source_columns:
+            return self._from_own
+        source = " and ".join(f"'{column}'" for column in self.source_columns)
+        own = "" if self.own_column in self.source_columns else f"'{self.own_column}'"
+        raise RowError("missing column", f"expected {' or '.join(each for each in (source, own) if each)}")
+
+
+def _without_target(rows: Rows, spec: ModelSpec) -> Rows:
+    """The dataset's settings, with nothing asked for that is not known before the prediction."""
+    if isinstance(rows, PairRows):
+        return rows.model_copy(update={"completion": None})
+    if isinstance(rows, FeatureRows):
+        return rows.model_copy(update={"label": NO_LABEL, "shape": spec.feature_shape})
+    return rows.model_copy(update={"label": NO_LABEL})
+
+
+def _own_rows(spec: ModelSpec) -> Rows:
+    if spec.kind == "pairs":
+        return PairRows(name="pairs", prompt="prompt")
+    if spec.kind == "features":
+        return FeatureRows(name="features", features="features", label=NO_LABEL, shape=spec.feature_shape)
+    return TextRows(name="text", text="text", label=NO_LABEL)
