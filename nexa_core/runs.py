@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,13 +77,22 @@ def _is_known(layout: Layout, run_id: str) -> bool:
 
 
 def list_runs(layout: Layout, *, experiment: str = "*") -> list[RunFolder]:
-    """The run folders of an experiment, or of all, oldest first; evaluations among them."""
+    """The folders of an experiment's training runs, or of all, oldest first; evaluations are none."""
     found = [
         (match["time"], int(match["attempt"] or 1), path)
         for path in layout.runs.glob(f"{experiment}/*")
         if (match := RUN_ID.match(path.name)) and path.is_dir()
     ]
-    return [RunFolder(path) for _, _, path in sorted(found)]
+    folders = [RunFolder(path) for _, _, path in sorted(found)]
+    return [folder for folder in folders if not _is_evaluation(folder)]
+
+
+def _is_evaluation(run: RunFolder) -> bool:
+    """Whether the folder says so itself: it has a run's config, so that it could be taken for an unfinished one."""
+    try:
+        return bool(json.loads(run.lineage.read_bytes())["kind"] == "evaluation")
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def is_finished(layout: Layout, run: RunFolder) -> bool:

@@ -100,7 +100,7 @@ def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) 
     make_deterministic(config.training.num_threads)
     device = choose_device(config.training.device)
     split = config.evaluation.split
-    logger.info("evaluating %s on %s %s", assignment.checkpoint_path, dataset.key, split)
+    logger.info("evaluating %s on %s %s", name, dataset.key, split)
     model = model_of(checkpoint).to(device)
     try:
         predictions, scores = score_split(model, checkpoint.spec, dataset, split, config.evaluation, device=device)

@@ -30,7 +30,8 @@ def make_deterministic(num_threads: int | None = None) -> None:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first call
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms does the same and imports the compiler: 2 s
+    # torch.use_deterministic_algorithms does the same, and imports the compiler for it: 2 s.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
 
 

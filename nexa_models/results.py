@@ -10,7 +10,7 @@ from torch import nn
 
 from nexa_core import durable
 from nexa_core.config.run import Evaluation
-from nexa_core.errors import GateError, UserError
+from nexa_core.errors import UserError
 from nexa_core.metrics import Scores
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
@@ -51,7 +51,7 @@ def score_split(
 
     Raises:
         UserError: the split holds no rows, so there is nothing to score.
-        GateError: the model has diverged: its predictions are no numbers.
+        DivergedModel: its predictions are no numbers.
     """
     table = dataset.read_split(split)
     if table.num_rows == 0:
@@ -62,7 +62,7 @@ def score_split(
     try:
         return predictions, score(predictions, spec)
     except DivergedModel as error:
-        raise GateError(f"The {spec.model['name']} cannot be scored on {dataset.key} {split}: {error}") from None
+        raise DivergedModel(f"The {spec.model['name']} cannot be scored on {dataset.key} {split}: {error}") from None
 
 
 def asked_by(settings: Evaluation) -> Asked:
