@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nexa_core import durable
+from nexa_core.digests import PACKAGES
 from nexa_core.redact import redact
 
 
@@ -22,8 +23,7 @@ def log_to_stderr() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    for package in ("nexa_core", "nexa_data", "nexa_models", "nexa_train", "nexa_eval", "nexa_ops", "scripts"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    _let_our_messages_through()
 
 
 @contextlib.contextmanager
@@ -33,8 +33,14 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    _let_our_messages_through()
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
         stream.close()
+
+
+def _let_our_messages_through() -> None:
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nexa_core import durable
+from nexa_core.errors import not_built_yet
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,15 @@ class Trackers:
                     raise  # these lines are the run's own record: it must not go on without them
                 self._trackers.remove(tracker)
                 logger.warning("%s failed and is left out from here on: %s", type(tracker).__name__, error)
+
+
+def refuse_missing_trackers(environment: Mapping[str, str]) -> None:
+    """Raises UserError when the environment asks for a tracker that this version does not have."""
+    if "MLFLOW_TRACKING_URI" in environment:
+        raise not_built_yet("Logging to MLflow", "MLFLOW_TRACKING_URI is set: unset it to train without.")
+    if "WANDB_API_KEY" in environment and environment.get("WANDB_MODE") != "disabled":
+        instead = "WANDB_API_KEY is set: unset it or set WANDB_MODE=disabled to train without."
+        raise not_built_yet("Logging to Weights & Biases", instead)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

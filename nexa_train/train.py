@@ -1,6 +1,7 @@
 """Training a model: from a config to a run folder, exactly resumable, with its manifest written last."""
 
 import logging
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -12,7 +13,7 @@ from nexa_core.logs import log_to_file
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
-from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers
+from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
 from nexa_models.numerics import autocast
 from nexa_train.finish import TrainingResult, finish_run, read_result
 from nexa_train.hooks import Counting, Milestones, Tracking, early_stop
@@ -53,6 +54,7 @@ def run(
     if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True)):
         logger.info("run %s of this config is finished already; there is nothing to resume", finished.run_id)
         return read_result(layout, finished)
+    refuse_missing_trackers(os.environ)
     job = make_job(config, layout, source=resume_from)
     if unfinished is not None:
         job = rejoin(unfinished, job)

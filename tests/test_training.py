@@ -354,6 +354,21 @@ def test_the_command_line_survives_a_kill_at_any_time(lab: Layout, prepared: Pat
 # What a run keeps, and when it ends
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "WANDB_API_KEY"])
+def test_a_tracker_that_is_asked_for_and_not_there_is_not_silently_left_out(
+    lab: Layout, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=f"not part of this version. {variable} is set"):
+        run(make_config("mlp"), layout=lab)
+
+
+def test_tensorboard_events_and_a_text_log_lie_under_logs(lab: Layout) -> None:
+    result = run(make_config("mlp", tracking={"tensorboard": True}), layout=lab)
+    assert list((lab.logs / result.run.run_id).glob("events.out.tfevents.*"))
+    assert "validation loss" in (lab.logs / f"{result.run.run_id}.log").read_text()
+
+
 def test_save_top_k_keeps_the_best_and_the_newest(lab: Layout) -> None:
     result = run(make_config("mlp", training={"epochs": 6, "checkpoints": {"save_top_k": 1}}), layout=lab)
     kept = {path.name for path in result.run.checkpoints.glob("checkpoint_*.pt")}
