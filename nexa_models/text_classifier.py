@@ -8,6 +8,7 @@ from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import vocabulary_size
 
 PADDING_ID = 0
+INITIAL_DEVIATION = 0.02
 
 
 class TextClassifier(nn.Module):
@@ -16,6 +17,10 @@ class TextClassifier(nn.Module):
     def __init__(self, parameters: TextClassifierParameters, *, num_tokens: int, num_classes: int):
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, parameters.embedding_size, padding_idx=PADDING_ID)
+        # torch's default deviation of 1 drowns what the first steps learn of rare tokens.
+        nn.init.normal_(self.embedding.weight, std=INITIAL_DEVIATION)
+        with torch.no_grad():
+            self.embedding.weight[PADDING_ID].zero_()
         self.dropout = nn.Dropout(parameters.dropout)
         self.head = nn.Linear(parameters.embedding_size, num_classes)
 

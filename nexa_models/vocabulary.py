@@ -59,16 +59,39 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
 
 
 def encode_hashed(texts: Sequence[str], vocabulary: HashedVocabulary) -> list[np.ndarray]:
-    """For each text the bucket of every word, then of every run of 2, 3, ... words; ids from 1, 0 is padding."""
-    return [_hash_ngrams(text, vocabulary) for text in texts]
+    """For each text the buckets of its words, of runs of 2, 3, ... words, and of runs of characters inside each word.
+
+    Each bucket comes once, where it appears first: that a word is there says more than how often, and words that are
+    everywhere weigh less. Ids begin at 1; 0 is padding.
+    """
+    return [_hash_text(text, vocabulary) for text in texts]
 
 
-def _hash_ngrams(text: str, vocabulary: HashedVocabulary) -> np.ndarray:
-    words = np.array([zlib.crc32(word.encode("utf-8")) for word in WORD.findall(text.lower())], dtype=np.uint64)
-    buckets = np.uint64(vocabulary.num_buckets)
-    ngram, ids = words * GOLDEN, []
-    for length in range(1, vocabulary.max_ngram + 1):
-        if length > 1:
-            ngram = (ngram[:-1] ^ words[length - 1 :]) * GOLDEN
-        ids.append((ngram >> np.uint64(20)) % buckets + np.uint64(1))
-    return np.concatenate(ids).astype(np.int64)
+def _hash_text(text: str, vocabulary: HashedVocabulary) -> np.ndarray:
+    words = WORD.findall(text.lower())
+    hashes = np.array([zlib.crc32(word.encode("utf-8")) for word in words], dtype=np.uint64)
+    ngram = hashes * GOLDEN
+    ids = [_buckets(ngram, vocabulary.num_buckets)]
+    for length in range(2, vocabulary.max_ngram + 1):
+        ngram = (ngram[:-1] ^ hashes[length - 1 :]) * GOLDEN
+        ids.append(_buckets(ngram, vocabulary.num_buckets))
+    if vocabulary.character_ngrams is not None:
+        ids += [_hash_characters(word, vocabulary.character_ngrams, vocabulary.num_buckets) for word in words]
+    distinct, first = np.unique(np.concatenate(ids).astype(np.int64), return_index=True)
+    return distinct[np.argsort(first)]
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _hash_characters(word: str, lengths: tuple[int, int], num_buckets: int) -> np.ndarray:
+    """The buckets of a word's runs of characters, its beginning and end marked."""
+    marked = f"<{word}>"
+    runs = [
+        zlib.crc32(marked[start : start + length].encode("utf-8"), 1)  # another seed than whole words have
+        for length in range(lengths[0], lengths[1] + 1)
+        for start in range(len(marked) - length + 1)
+    ]
+    return _buckets(np.array(runs, dtype=np.uint64) * GOLDEN, num_buckets)
+
+
+def _buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
+    return (hashes >> np.uint64(20)) % np.uint64(num_buckets) + np.uint64(1)

@@ -1,5 +1,6 @@
 """Settings of the models that can be trained."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -35,6 +36,13 @@ class HashedVocabulary(Settings):
     num_buckets: Size = 65536
     max_ngram: Annotated[int, Field(ge=1, le=4)] = 2
     """Longest run of words that has an embedding of its own."""
+    character_ngrams: tuple[Size, Size] | None = None
+    """Shortest and longest run of characters inside a word that has an embedding, e.g. [3, 5]: what tells something about
+    words that training never saw. Source: Bojanowski et al. 2017, arXiv:1607.04606."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.character_ngrams is not None and self.character_ngrams[0] > self.character_ngrams[1]:
+            yield ("character_ngrams",), "the shortest run comes first, then the longest"
 
 
 class BpeVocabulary(Settings):
