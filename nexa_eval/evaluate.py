@@ -1,5 +1,6 @@
 """Evaluating a checkpoint: scores with intervals, predictions, and a folder of its own that says what was evaluated."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) 
     make_deterministic(config.training.num_threads)
     device = choose_device(config.training.device)
     split = config.evaluation.split
+    name = assignment.layout.relative(assignment.checkpoint_path)
     logger.info("evaluating %s on %s %s", name, dataset.key, split)
     model = model_of(checkpoint).to(device)
     try:
@@ -116,13 +118,12 @@ def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) 
     _write_lineage(assignment, run, outputs, numerics)
     durable.publish(run.metrics, run.path.parent / "metrics.json")
     _write_manifest(assignment, run, described, now())
-    name = assignment.layout.relative(assignment.checkpoint_path)
     return EvaluationResult(run, name, assignment.checkpoint_digest, described)
 
 
 def own_config(checkpoint: Checkpoint, checkpoint_path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config inside a checkpoint, with overrides put in place."""
-    document = Document(value=dict(checkpoint.config), places={}, name=f"config of {checkpoint_path}")
+    document = Document(value=copy.deepcopy(checkpoint.config), places={}, name=f"config of {checkpoint_path}")
     for override in overrides:
         document.override(override)
     return parse_config(document, RunConfig)

@@ -22,7 +22,7 @@ from nexa_models.table import build_model
 
 FORMAT = "nexa-checkpoint-1"
 # What torch.load raises on torn, altered and foreign files; OSError is a seek to where a damaged index points.
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError, struct.error)
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, OSError, struct.error)
 
 
 class DamagedCheckpoint(UserError):
@@ -84,7 +84,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         try:
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
-            raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}.") from None
+            raise DamagedCheckpoint(
+                f"{path} is damaged or no checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}."
+            ) from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{path} is not a {FORMAT} file.")
     recorded = payload.pop("digest", None)

@@ -28,7 +28,7 @@ def pack(path: Path, folder: str, files: Mapping[str, bytes]) -> None:
     with (
         durable.create(path) as file,
         gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for name in sorted(everything):
             member = tarfile.TarInfo(f"{folder}/{name}")

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import device, nn
+from torch import Tensor, device, nn
+from torch.overrides import TorchFunctionMode
 
 from nexa_core.config import Settings
 from nexa_core.config.data import Rows
@@ -125,11 +126,21 @@ def _check_size(spec: ModelSpec, weights: dict[str, Any]) -> None:
     if spec.model["parameters"].get("num_layers", 0) > len(weights):
         raise GateError(f"{MODEL} asks for more layers than there are weights.")
     try:
-        with device("meta"):
+        with device("meta"), _Unfilled():
             model = build_model(spec)
     except (UserError, RuntimeError) as error:  # RuntimeError: sizes beyond what a tensor can have
         raise GateError(f"{MODEL}: {str(error).splitlines()[0]}") from None
     check_fit(model, weights)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new tensors as they are: drawing on the meta device would import torch's compiler, which takes 3 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def _read_tokenizer(path: Path) -> str:

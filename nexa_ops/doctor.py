@@ -106,10 +106,10 @@ def _writable(folder: Path) -> Finding:
 
 
 def _nearest_existing(folder: Path) -> Path:
-    """The folder itself, or the first one above it that exists."""
-    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    """The folder itself, or the first one above it that can be seen."""
+    return next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))  # Path.exists may raise
 
 
 def _env_files(root: Path) -> Finding:
-    there = [name for name in (".env.local", ".env") if (root / name).exists()]
+    there = [name for name in (".env.local", ".env") if os.path.exists(root / name)]
     return Finding("settings", True, f"environment from the shell{''.join(f', then {name}' for name in there)}")

@@ -127,11 +127,8 @@ def _read_entry(layout: Layout, manifest: Manifest, metric: str) -> Entry:
         scored, problem = described["metrics"][metric], None
     except (OSError, ValueError, KeyError, TypeError) as error:
         described, cost, lineage, scored = {}, {}, {}, {}
-        problem = (
-            f"{manifest['run_dir']} is gone"
-            if not folder.exists()
-            else f"{manifest['run_dir']} cannot be read: {type(error).__name__}: {error}"
-        )
+        what = f"cannot be read: {error}" if folder.exists() else "is gone"
+        problem = f"{manifest['run_dir']} {what}"
     return Entry(
         run_id=manifest["run_id"],
         model=manifest.get("model", "unknown model"),

@@ -105,7 +105,7 @@ def test_nothing_writes_files_but_the_one_module() -> None:
         "nexa_core/runs.py: (run.path / 'run.lock').open('a')",
         # both write to a buffer or an open file that `durable` gave out
         "nexa_ops/archive.py: gzip.GzipFile(filename='', mode='wb', fileobj=file, compresslevel=6, mtime=0)",
-        "nexa_ops/archive.py: tarfile.open(fileobj=compressed, mode='w', format=tarfile.USTAR_FORMAT)",
+        "nexa_ops/archive.py: tarfile.open(fileobj=compressed, mode='w', format=tarfile.GNU_FORMAT)",
     }
 
 

@@ -57,7 +57,9 @@ def test_the_users_own_file_goes_all_the_way(tmp_path: Path) -> None:
     names = re.findall(r"^`(configs/\w+\.yaml)`:$", README, re.MULTILINE)
     for name, text in zip(names, blocks("yaml"), strict=True):
         (tmp_path / name).write_text(text)
-    (tmp_path / "rows.jsonl").write_text('{"text": "the team and the coach"}\n{"text": "a bank and its stock"}\n')
+    (tmp_path / "rows.jsonl").write_text(
+        '{"title": "team", "text": "the team and the coach"}\n{"title": "bank", "text": "a bank and its stock"}\n'
+    )
     (commands,) = (block for block in blocks("bash") if "news_data" in block)
     environment = {**os.environ, "PATH": f"{NEXA.parent}:{os.environ['PATH']}"}
     environment.pop("NEXA_ROOT", None)

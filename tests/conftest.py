@@ -1,0 +1,79 @@
+"""Finished runs and packages that several test modules start from; each is made once a session and copied for each test."""
+
+import os
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before torch is imported: several test processes share few cores, and tiny models are slower on many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from nexa_core.manifest import Manifest, list_manifests
+from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
+from nexa_ops.package import package
+from nexa_train.train import run
+from tests.labs import make_config, make_lab, write_config
+
+FINISHED_MODELS = ("mlp", "text_classifier", "causal_lm")
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class FinishedLab:
+    """A laboratory with one finished run of each of `FINISHED_MODELS`, and the package of each."""
+
+    layout: Layout
+
+    @property
+    def root(self) -> Path:
+        return self.layout.root
+
+    def manifest(self, model: str) -> Manifest:
+        return next(manifest for manifest in list_manifests(self.layout) if manifest["model"] == model)
+
+    def run(self, model: str) -> RunFolder:
+        return RunFolder(self.layout.absolute(self.manifest(model)["run_dir"]))
+
+    def checkpoint(self, model: str) -> Path:
+        """The run's result."""
+        return self.layout.absolute(self.manifest(model)["checkpoint"])
+
+    def config(self, model: str) -> Path:
+        """A config file that describes the run."""
+        return self.root / f"{model}.yaml"
+
+    def package(self, model: str) -> Path:
+        return self.layout.packages / f"{self.manifest(model)['run_id']}.tar.gz"
+
+    def files(self) -> set[str]:
+        """Every file there is, to see that nothing was written."""
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def pristine_lab(tmp_path_factory: pytest.TempPathFactory) -> FinishedLab:
+    """For reading only; a test that writes takes `finished_lab`."""
+    lab = FinishedLab(make_lab(tmp_path_factory.mktemp("finished") / "lab"))
+    for model in FINISHED_MODELS:
+        config = make_config(model)
+        run(config, layout=lab.layout, config_path=write_config(lab.config(model), config))
+        package(layout=lab.layout, checkpoint_path=lab.checkpoint(model))
+    return lab
+
+
+@pytest.fixture
+def finished_lab(pristine_lab: FinishedLab, tmp_path: Path) -> FinishedLab:
+    """A finished laboratory of the test's own."""
+    shutil.copytree(pristine_lab.root, tmp_path / "lab", symlinks=True)
+    return FinishedLab(Layout(tmp_path / "lab"))
+
+
+def read_package(tarball: Path) -> Files:
+    """The files of a package by name."""
+    with tarfile.open(tarball) as tar:
+        return {Path(member.name).name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
