@@ -126,9 +126,8 @@ print(f"Run {manifest['run_id']}: {manifest['metrics']}")
 
 def test_the_full_training_pipeline(lab: Lab) -> None:
     lab.succeed("python -m nexa_data.prepare --config configs/data.yaml")
-    lab.succeed(
-        "python -m nexa_train.train --config configs/baseline.yaml --override training.max_steps=25 --override evaluation.generation=null"
-    )
+    quick = "--override training.max_steps=25 --override evaluation.generation=null"
+    lab.succeed(f"python -m nexa_train.train --config configs/baseline.yaml {quick}")
     judged = lab.run("python -m nexa_eval.judge --checkpoint artifacts/checkpoints/best.pt")
     assert judged.returncode in (0, 3), judged.stderr
     assert "gain_over_unigram at least" in judged.stdout
