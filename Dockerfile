@@ -1,6 +1,6 @@
 # CPU:  docker build -t nexacompute .
 # CUDA: docker build -t nexacompute --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
-# Run:  docker run --rm -v "$PWD/data:/lab/data" -v "$PWD/artifacts:/lab/artifacts" -v "$PWD/runs:/lab/runs" nexacompute train --config configs/default.yaml
+# Run:  docker run --rm -v "$PWD/data:/lab/data" -v "$PWD/artifacts:/lab/artifacts" -v "$PWD/runs:/lab/runs" -v "$PWD/logs:/lab/logs" nexacompute train --config configs/default.yaml
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 

@@ -93,7 +93,7 @@ def metrics_text(described: dict[str, Any]) -> str:
     lines = [f"{described['dataset']}, {described['split']} split, step {described['step']}"]
     for name, metric in described["metrics"].items():
         interval = interval_text(metric["low"], metric["high"])
-        lines.append(f"  {name:<20} {metric['value']:>10.4f}   95% interval {interval}, {metric['num_rows']} rows")
+        lines.append(f"  {name:<20} {metric['value']:>12.4f}   95% interval {interval}, {metric['num_rows']} rows")
     lines += [f"  note: {note}" for note in described.get("notes", [])]
     return "\n".join(lines)
 

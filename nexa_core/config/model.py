@@ -60,6 +60,8 @@ class TextClassifierParameters(Settings):
     embedding_size: Size = 64
     max_tokens: Size = 512
     """Tokens (with n-grams) of a text that are read; the rest is cut off, and how often is reported."""
+    token_dropout: Probability = 0.0
+    """Share of a text's tokens that each training step leaves out, so that no single word is relied upon."""
     dropout: Probability = 0.3
 
 
