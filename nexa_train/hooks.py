@@ -94,7 +94,7 @@ def describe_state(job: Job, state: State) -> Checkpoint:
     return Checkpoint(
         config=job.config.resolved(),
         spec=job.spec,
-        dataset=job.describe_dataset(),
+        dataset=job.inputs["dataset"],
         fingerprint=job.fingerprint,
         step=state.step,
         history=tuple(state.history),

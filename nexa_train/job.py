@@ -53,9 +53,6 @@ class Job:
     def fingerprint(self) -> str:
         return digests.of_value(self.inputs)
 
-    def describe_dataset(self) -> dict[str, Any]:
-        return {"name": self.dataset.name, "version": self.dataset.version, "fingerprint": self.dataset.fingerprint}
-
 
 def make_job(config: RunConfig, layout: Layout, *, source: Path | None) -> Job:
     """Work a config out on this machine; writes nothing but a dataset that is not there yet.
