@@ -19,6 +19,18 @@ class GateError(NexaError):
     exit_code = 3
 
 
+class NodeError(NexaError):
+    """A machine or process that cannot take part in a run, or was lost from it: says which one, and what to do."""
+
+    exit_code = 4
+
+
+class Preempted(NexaError):
+    """The process was told to end (SIGTERM); it finished its step and saved, so the same command goes on from there."""
+
+    exit_code = 143
+
+
 def not_built_yet(what: str, instead: str) -> UserError:
     """The refusal of a command that the runbook names and this version does not have."""
     return UserError(f"{what} is not part of this version. {instead}")

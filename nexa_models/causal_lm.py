@@ -26,9 +26,22 @@ class CausalLm(nn.Module):
         self.transformer = transformer
         self.register_buffer("unigram_log_probs_V", torch.zeros(num_tokens))
 
-    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (rows, tokens, vocabulary) of padded ids (rows, tokens); the mask is 1 at real tokens."""
-        return self.transformer(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
+    def forward(
+        self, ids: Tensor, at: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """Logits (n, vocabulary) at `n` of the places of `ids`, the only ones that the output layer is applied to.
+
+        Args:
+            ids: (rows, tokens), padded on the right: causal attention never looks there.
+            at: (n,) places in `ids`, flattened.
+            positions: (rows, tokens), counted from each document's beginning; from the row's without it.
+            documents: (rows, tokens), which document of its row a token belongs to; tokens attend to their own
+                document only. Without it a row is one document.
+        """
+        mask = None if documents is None else block_diagonal_mask(documents)
+        body, head = self.transformer.base_model, self.transformer.get_output_embeddings()
+        hidden = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        return head(hidden.flatten(0, 1)[at])
 
     @torch.no_grad()
     def generate(
@@ -44,6 +57,12 @@ class CausalLm(nn.Module):
             pad_token_id=padding_id,
         )
         return out[:, ids.shape[1] :]
+
+
+def block_diagonal_mask(documents: Tensor) -> Tensor:
+    """(rows, 1, tokens, tokens), true where a token may look: at itself and earlier tokens of its own document."""
+    same = documents[:, :, None] == documents[:, None, :]
+    return same.tril()[:, None]
 
 
 def build(spec: ModelSpec) -> CausalLm:

@@ -90,6 +90,16 @@ class EarlyStopping(Settings):
     """Nats by which the validation loss has to fall to count as better."""
 
 
+class Packing(Settings):
+    """Several rows in one sequence, each attending to itself only: no padding between rows of unequal length.
+
+    A pack then takes the place of a row: `batch_size` counts packs.
+    """
+
+    max_tokens: PositiveInt | None = None
+    """Tokens of a pack; the model's own `max_tokens` without it. Positions restart with each row, so it may be more."""
+
+
 class Checkpoints(Settings):
     """When a run can be resumed from, and what is kept. Every epoch leaves `checkpoint_epoch<N>.pt`."""
 
@@ -100,8 +110,17 @@ class Checkpoints(Settings):
 
 
 class Distributed(Settings):
+    """Training in several processes, on one machine or many. See `docs/distributed.md`."""
+
     world_size: PositiveInt = 1
-    """Number of training processes."""
+    """Number of training processes. Above 1 they are launched by `train` itself, unless a launcher such as torchrun has."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each process holds the whole model. fsdp: weights, gradients and optimizer are sharded over the processes."""
+    determinism: Literal["exact", "fast"] | None = None
+    """exact: gradients are summed in one order, so 1, 2 and 4 processes give the same bytes. fast: whatever order the
+    library sums in. Without it: exact on a CPU with ddp, fast elsewhere."""
+    timeout_seconds: PositiveFloat = 300.0
+    """How long a process may go without a step before the run ends, naming it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the initial weights, the order of the data and dropout; equal seeds give equal bytes."""
 
@@ -113,8 +132,18 @@ class Training(Settings):
     """Stop after so many optimizer steps, wherever that is in an epoch."""
     batch_size: PositiveInt = 32
     """Rows per optimizer step."""
-    gradient_accumulation_steps: PositiveInt = 1
-    """Microbatches that each batch is cut into to save memory; the loss and gradients stay those of the whole batch."""
+    gradient_accumulation_steps: PositiveInt | None = None
+    """Microbatches that each batch is cut into, over all processes; the loss and gradients stay those of the whole batch.
+    Without it 4 where determinism is exact, so that up to 4 processes share the same cut, and else one a process."""
+    packing: Packing | None = None
+    length_grouping: bool = False
+    """Rows of like length share a batch, so that less of it is padding; the order of the batches stays random."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster steps."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, more work."""
+    data_workers: Annotated[int, Field(ge=0)] = 1
+    """Threads that put batches together ahead of the step that needs them; what a step learns from never depends on it."""
     optimizer: Optimizer = AdamW(name="adamw")
     schedule: Schedule = ConstantSchedule(name="constant")
     max_gradient_norm: PositiveFloat | None = None
@@ -132,7 +161,9 @@ class Training(Settings):
     distributed: Distributed = Distributed()
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        if self.gradient_accumulation_steps > self.batch_size:
+        if self.packing is not None and self.length_grouping:
+            yield ("length_grouping",), "packs leave no padding to save; use packing or length_grouping"
+        if self.gradient_accumulation_steps is not None and self.gradient_accumulation_steps > self.batch_size:
             reason = (
                 f"cannot cut a batch of {self.batch_size} rows into {self.gradient_accumulation_steps} microbatches"
             )
