@@ -20,12 +20,18 @@ class CostMeter:
         self._earlier: list[Attempt] = json.loads(path.read_text())["attempts"] if path.exists() else []
         self._started_at = started_at or datetime.now(UTC)
         self._clock = time.monotonic()
-        self._num_rows = self._num_targets = 0
+        self._num_rows = self._num_targets = self._num_tokens = 0
+        self._rates: dict[str, float] = {}
 
-    def count(self, *, num_rows: int, num_targets: int) -> None:
+    def count(self, *, num_rows: int, num_targets: int, num_tokens: int) -> None:
         """Add what this attempt has trained on."""
         self._num_rows += num_rows
         self._num_targets += num_targets
+        self._num_tokens += num_tokens
+
+    def note_rates(self, rates: dict[str, float]) -> None:
+        """How fast this attempt trains."""
+        self._rates = {name: round(rate, 4) for name, rate in rates.items()}
 
     def write(self, *, step: int) -> None:
         """Write the cost up to optimizer step `step`."""
@@ -38,6 +44,8 @@ class CostMeter:
             "last_step": step,
             "num_rows": self._num_rows,
             "num_targets": self._num_targets,
+            "num_tokens": self._num_tokens,
+            "throughput": self._rates,
         }
         attempts = [*self._earlier, attempt]
         wall_seconds = sum(each["wall_seconds"] for each in attempts)

@@ -1,10 +1,11 @@
-"""From tables of rows to batches of tensors: one encoded form for numbers, one for text, one for prompts and completions.
+"""From tables of rows to batches of tensors: one encoded form for numbers, one for text, one for what is generated.
 
 Targets that are not to be learned are `IGNORED`; a batch's loss is the sum over the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nexa_core.config.model import CausalLmParameters, TextClassifierParameters
+from nexa_models.packing import pack
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import encode_hashed, hashed_vocabulary, load_tokenizer, special_ids
 
@@ -22,14 +24,25 @@ IGNORED = -100  # what torch's cross_entropy leaves out by default
 @dataclass(frozen=True)
 class Batch:
     inputs: dict[str, Tensor]
+    """What the model's forward takes."""
     targets: Tensor
-
-    @property
-    def num_targets(self) -> int:
-        return int((self.targets != IGNORED).sum())
+    """(rows,) classes, or (n,) the next token at each place that is learned."""
+    target_rows: np.ndarray | None = None
+    """(n,) which of the batch's rows each learned token belongs to; None where each row has one target."""
+    num_tokens: int = 0
+    """Tokens in it that are no padding."""
+    num_slots: int = 0
+    """Tokens that the model computes, padding among them."""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.targets.to(device))
+        """On the device; copies from pinned memory do not wait."""
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU reads from directly."""
+        inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, targets=self.targets.pin_memory())
 
 
 class Encoded(Protocol):
@@ -38,6 +51,14 @@ class Encoded(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What encoding had to leave out, for the log."""
+
+    @property
+    def token_counts_N(self) -> np.ndarray:
+        """Tokens of each row that the model reads; 0 where rows have none."""
+
+    @property
+    def target_counts_N(self) -> np.ndarray:
+        """Targets of each row that are learned."""
 
     def __len__(self) -> int: ...
 
@@ -56,25 +77,30 @@ def encode(table: pa.Table, spec: ModelSpec) -> Encoded:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Many token sequences in one flat array; sequence i is `flat[offsets[i]:offsets[i + 1]]`."""
+    """Many sequences in one flat array; sequence i is `flat[offsets[i]:offsets[i + 1]]`."""
 
     flat: np.ndarray
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[np.ndarray]) -> "Ragged":
-        lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    def of(cls, sequences: Sequence[np.ndarray], dtype: type = np.int32) -> "Ragged":
         flat = np.concatenate(sequences) if len(sequences) else np.empty(0)
-        return cls(flat.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+        return cls(flat.astype(dtype), _offsets([len(sequence) for sequence in sequences]))
 
-    def padded(self, rows: np.ndarray, *, fill: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, longest) int64 with `fill` behind each sequence's end, and the lengths."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        columns = np.arange(max(int(lengths.max(initial=0)), 1))
-        real = columns < lengths[:, None]
-        out = np.full(real.shape, fill, dtype=np.int64)
-        out[real] = self.flat[(starts[:, None] + columns)[real]]
-        return out, lengths
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every element of these sequences, one after the other: its place in `flat`, its sequence (index into
+        `rows`), and its position in it."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self.offsets[rows][owners] + positions, owners, positions
 
 
 @dataclass(frozen=True)
@@ -85,6 +111,14 @@ class FeatureRows:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def token_counts_N(self) -> np.ndarray:
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def target_counts_N(self) -> np.ndarray:
+        return (self.targets_N != IGNORED).astype(np.int64)
 
     def batch(self, rows: np.ndarray) -> Batch:
         features = torch.from_numpy(self.features[rows])
@@ -101,33 +135,142 @@ class TextRows:
     def __len__(self) -> int:
         return len(self.targets_N)
 
+    @property
+    def token_counts_N(self) -> np.ndarray:
+        return self.tokens.lengths
+
+    @property
+    def target_counts_N(self) -> np.ndarray:
+        return (self.targets_N != IGNORED).astype(np.int64)
+
     def batch(self, rows: np.ndarray) -> Batch:
-        ids, lengths = self.tokens.padded(rows, fill=self.padding_id)
+        places, owners, positions = self.tokens.places(rows)
+        lengths = self.tokens.lengths[rows]
+        ids = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), self.padding_id, dtype=np.int64)
+        ids[owners, positions] = self.tokens.flat[places]
         inputs = {"ids": torch.from_numpy(ids), "lengths": torch.from_numpy(lengths)}
-        return Batch(inputs, torch.from_numpy(self.targets_N[rows]))
+        targets = torch.from_numpy(self.targets_N[rows])
+        return Batch(inputs, targets, num_tokens=len(places), num_slots=ids.size)
 
 
 @dataclass(frozen=True)
-class PairRows:
-    """Sequences `<|bos|> prompt completion <|eos|>`; the model is asked for the completion and the end only."""
+class Sequences:
+    """What a language model learns from, a sequence a row; each token but the first may be a target."""
 
     tokens: Ragged
-    prompt_lengths_N: np.ndarray
-    """Tokens in front of the first one to be learned, `<|bos|>` among them."""
+    learned: np.ndarray
+    """Whether each token of `tokens.flat` is to be predicted."""
     padding_id: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    multiple: int = 1
+    """Batches are as wide as the next multiple of it, so that a compiled model sees few shapes."""
+    num_rows: int | None = None
+    """Batches are filled up with empty rows to so many."""
 
     def __len__(self) -> int:
-        return len(self.prompt_lengths_N)
+        return len(self.tokens)
+
+    @cached_property
+    def token_counts_N(self) -> np.ndarray:
+        """All but the last of each sequence, which is only predicted."""
+        return np.maximum(self.tokens.lengths - 1, 0)
+
+    @cached_property
+    def target_counts_N(self) -> np.ndarray:
+        summed = np.concatenate([[0], np.cumsum(self.learned)])
+        first = self.learned[np.minimum(self.tokens.offsets[:-1], len(self.learned) - 1)] if len(self.learned) else 0
+        whole = summed[self.tokens.offsets[1:]] - summed[self.tokens.offsets[:-1]]
+        return whole - first * (self.tokens.lengths > 0)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        ids, lengths = self.tokens.padded(rows, fill=self.padding_id)
-        positions = np.arange(ids.shape[1])
-        learned = (positions >= self.prompt_lengths_N[rows][:, None]) & (positions < lengths[:, None])
-        targets = np.where(learned, ids, IGNORED)[:, 1:]
-        mask = (positions < lengths[:, None])[:, :-1].astype(np.int64)
-        inputs = {"ids": torch.from_numpy(ids[:, :-1].copy()), "attention_mask": torch.from_numpy(mask)}
-        return Batch(inputs, torch.from_numpy(targets))
+        """One sequence a row, padded on the right."""
+        longest = max(int(self.token_counts_N[rows].max(initial=0)), 1)
+        width = -(-longest // self.multiple) * self.multiple
+        shape = (self.num_rows or len(rows), width)
+        return self.lay_out(rows, np.arange(len(rows)) * width, shape=shape, owners=np.arange(len(rows)))
+
+    def lay_out(
+        self, rows: np.ndarray, starts: np.ndarray, *, shape: tuple[int, int], owners: np.ndarray, packed: bool = False
+    ) -> Batch:
+        """The batch in which sequence `rows[i]` begins at the flat place `starts[i]` and belongs to row `owners[i]`."""
+        lengths = self.token_counts_N[rows]
+        which = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        sources, places = self.tokens.offsets[rows][which] + positions, starts[which] + positions
+        ids = np.full(shape[0] * shape[1], self.padding_id, dtype=np.int64)
+        ids[places] = self.tokens.flat[sources]
+        is_target = self.learned[sources + 1]
+        inputs = {"ids": torch.from_numpy(ids.reshape(shape)), "at": torch.from_numpy(places[is_target])}
+        if packed:
+            position_ids, documents = np.zeros_like(ids), np.zeros_like(ids)
+            position_ids[places], documents[places] = positions, which + 1  # 0 is the padding's
+            inputs["positions"] = torch.from_numpy(position_ids.reshape(shape))
+            inputs["documents"] = torch.from_numpy(documents.reshape(shape))
+        return Batch(
+            inputs,
+            torch.from_numpy(self.tokens.flat[sources[is_target] + 1].astype(np.int64)),
+            target_rows=owners[which[is_target]],
+            num_tokens=len(which),
+            num_slots=ids.size,
+        )
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Sequences packed into rows of equal width, each attending to itself only; a row is a pack."""
+
+    sequences: Sequences
+    packs: Ragged
+    """The sequences of each pack."""
+    starts: np.ndarray
+    """For each entry of `packs.flat`, the place in its pack where it begins."""
+    width: int
+
+    @classmethod
+    def of(cls, sequences: Sequences, width: int) -> "PackedRows":
+        """Packs of `width` tokens, chosen by length alone (best fit decreasing), so that they are always the same."""
+        packs = Ragged.of(pack(sequences.token_counts_N, width), dtype=np.int64)
+        lengths = sequences.token_counts_N[packs.flat]
+        before = np.cumsum(lengths) - lengths
+        first = np.repeat(packs.offsets[:-1], packs.lengths)
+        return cls(sequences, packs, before - before[first] if len(before) else before, width)
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.sequences.notes
+
+    @property
+    def note(self) -> str:
+        """How well the packs are filled."""
+        filled = self.sequences.token_counts_N.sum() / max(len(self) * self.width, 1)
+        return f"{len(self.sequences)} rows in {len(self)} packs of {self.width} tokens, {1 - filled:.1%} padding"
+
+    @cached_property
+    def token_counts_N(self) -> np.ndarray:
+        return self._sums(self.sequences.token_counts_N)
+
+    @cached_property
+    def target_counts_N(self) -> np.ndarray:
+        return self._sums(self.sequences.target_counts_N)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        places, owners, _ = self.packs.places(rows)
+        shape = (self.sequences.num_rows or len(rows), self.width)
+        starts = owners * self.width + self.starts[places]
+        return self.sequences.lay_out(self.packs.flat[places], starts, shape=shape, owners=owners, packed=True)
+
+    def _sums(self, counts_N: np.ndarray) -> np.ndarray:
+        """For each pack the sum over its sequences."""
+        summed = np.concatenate([[0], np.cumsum(counts_N[self.packs.flat])])
+        return np.diff(summed[self.packs.offsets])
+
+
+def max_tokens_of(spec: ModelSpec) -> int:
+    """The longest sequence that a language model of this spec reads."""
+    return CausalLmParameters.model_validate_json(spec.parameters_json).max_tokens
 
 
 def _features(table: pa.Table, spec: ModelSpec) -> np.ndarray:
@@ -157,22 +300,35 @@ def _encode_text(table: pa.Table, spec: ModelSpec, targets_N: np.ndarray) -> Tex
     return TextRows(cut, targets_N, padding_id, _cut_note(num_cut, len(texts), max_tokens))
 
 
-def _encode_pairs(table: pa.Table, spec: ModelSpec) -> PairRows:
+def _encode_pairs(table: pa.Table, spec: ModelSpec) -> Sequences:
     assert spec.tokenizer is not None
     tokenizer = load_tokenizer(spec.tokenizer)
     special = special_ids(tokenizer)
-    max_tokens = CausalLmParameters.model_validate_json(spec.parameters_json).max_tokens
+    max_tokens = max_tokens_of(spec)
     prompts = tokenizer.encode_batch_fast([text or "" for text in table.column("prompt").to_pylist()])
     completions = tokenizer.encode_batch_fast([text or "" for text in table.column("completion").to_pylist()])
     whole = [np.array([special.begin, *p.ids, *c.ids, special.end]) for p, c in zip(prompts, completions, strict=True)]
-    num_cut = sum(len(sequence) > max_tokens for sequence in whole)
-    prompt_lengths_N = np.array([1 + len(prompt.ids) for prompt in prompts], dtype=np.int64)
-    notes = list(_cut_note(num_cut, len(whole), max_tokens))
-    if num_silent := int((prompt_lengths_N >= max_tokens).sum()):
-        notes.append(f"{num_silent} rows teach nothing: their prompt alone fills max_tokens = {max_tokens}")
-    cut = Ragged.of([sequence[:max_tokens] for sequence in whole])
-    return PairRows(cut, prompt_lengths_N, special.padding, tuple(notes))
+    first_learned = [1 + len(prompt.ids) for prompt in prompts]
+    masks = [np.arange(len(tokens)) >= first for tokens, first in zip(whole, first_learned, strict=True)]
+    return _cut_sequences(whole, masks, max_tokens, special.padding)
+
+
+def _cut_sequences(
+    sequences: list[np.ndarray], learned: list[np.ndarray], max_tokens: int, padding_id: int
+) -> Sequences:
+    num_cut = sum(len(sequence) > max_tokens for sequence in sequences)
+    notes = list(_cut_note(num_cut, len(sequences), max_tokens))
+    cut = Ragged.of([sequence[:max_tokens] for sequence in sequences])
+    mask = Ragged.of([each[:max_tokens] for each in learned], dtype=np.bool_)
+    encoded = Sequences(cut, mask.flat, padding_id)
+    if num_silent := int((encoded.target_counts_N == 0).sum()):
+        notes.append(f"{num_silent} rows teach nothing: what is to be learned lies beyond max_tokens = {max_tokens}")
+    return replace(encoded, notes=tuple(notes))
 
 
 def _cut_note(num_cut: int, num_rows: int, max_tokens: int) -> tuple[str, ...]:
     return (f"{num_cut} of {num_rows} rows are longer than max_tokens = {max_tokens} and cut there",) if num_cut else ()
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])

@@ -10,8 +10,8 @@ from nexa_core.environment import cpu_name
 from nexa_core.errors import UserError
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `training.device` means here.
+def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The device that `training.device` means here; of several GPUs, that of the process's number on its node.
 
     Raises:
         UserError: cuda was asked for and there is none.
@@ -22,7 +22,13 @@ def choose_device(name: str) -> torch.device:
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"Process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible; start fewer processes."
+        )
+    return torch.device("cuda", local_rank)
 
 
 def make_deterministic(num_threads: int | None = None) -> None:

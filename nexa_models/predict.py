@@ -13,7 +13,7 @@ from torch.nn import functional
 from nexa_core.errors import GateError
 from nexa_core.metrics import Scores, classification_scores, language_model_scores
 from nexa_models.causal_lm import CausalLm
-from nexa_models.encoding import IGNORED, Batch, Encoded, PairRows, encode
+from nexa_models.encoding import IGNORED, Batch, Encoded, encode
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import load_tokenizer, special_ids
 
@@ -61,7 +61,6 @@ def predict(model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, *,
     encoded = encode(table, spec)
     with torch.inference_mode():
         if spec.is_language_model:
-            assert isinstance(encoded, PairRows)
             return _predict_text(model, spec, table, encoded, asked, device)
         return _predict_classes(model, spec, table, encoded, asked, device)
 
@@ -132,29 +131,19 @@ def complete(
     return texts
 
 
-def mean_loss(model: nn.Module, encoded: Encoded, *, batch_size: int, device: torch.device) -> tuple[float, float]:
-    """Loss in nats and accuracy, both a mean over the learned targets; NaN when there are none."""
-    model.eval()
-    total_loss, num_right, num_targets = 0.0, 0, 0
-    with torch.inference_mode():
-        for batch in batches(encoded, batch_size, device):
-            logits = model(**batch.inputs)
-            total_loss += float(summed_loss(logits, batch.targets))
-            num_right += int((logits.argmax(-1) == batch.targets).sum())
-            num_targets += batch.num_targets
-    return (total_loss / num_targets, num_right / num_targets) if num_targets else (math.nan, math.nan)
-
-
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy in nats, summed over the targets that are not `IGNORED`; logits have one axis more than targets."""
-    return functional.cross_entropy(
-        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    """Cross entropy in nats of logits (n, classes), summed over the targets (n,) that are not `IGNORED`."""
+    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def cut_rows(num_rows: int, batch_size: int) -> list[np.ndarray]:
+    """The row indices of each batch of a split."""
+    return [np.arange(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
 
 
 def batches(encoded: Encoded, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    for start in range(0, len(encoded), batch_size):
-        yield encoded.batch(np.arange(start, min(start + batch_size, len(encoded)))).to(device)
+    for rows in cut_rows(len(encoded), batch_size):
+        yield encoded.batch(rows).to(device)
 
 
 def _predict_classes(
@@ -178,35 +167,35 @@ def _lists(values_NK: np.ndarray) -> pa.Array:
 
 
 def _predict_text(
-    model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: PairRows, asked: Asked, device: torch.device
+    model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: Encoded, asked: Asked, device: torch.device
 ) -> pa.Table:
     byte_lengths_V = _token_bytes(spec).to(device)
     unigram_V = model.get_buffer("unigram_log_probs_V")
-    losses, unigram_losses, num_tokens, num_bytes = [], [], [], []
-    for batch in batches(encoded, asked.batch_size, device):
+    sums: dict[str, list[np.ndarray]] = {"loss": [], "unigram_loss": [], "num_tokens": [], "num_bytes": []}
+    for rows in cut_rows(len(encoded), asked.batch_size):
+        batch = encoded.batch(rows).to(device)
+        assert batch.target_rows is not None
         logits = model(**batch.inputs).float()
-        losses.append(
-            _row_sums(functional.cross_entropy(logits.mT, batch.targets, reduction="none", ignore_index=IGNORED))
-        )
-        learned = batch.targets != IGNORED
-        ids = batch.targets.clamp(min=0)
-        unigram_losses.append(_row_sums(-unigram_V[ids] * learned))
-        num_tokens.append(learned.sum(dim=1).cpu())
-        num_bytes.append((byte_lengths_V[ids] * learned).sum(dim=1).cpu())
+        per_target = {
+            "loss": functional.cross_entropy(logits, batch.targets, reduction="none"),
+            "unigram_loss": -unigram_V[batch.targets],
+            "num_tokens": torch.ones_like(batch.targets),
+            "num_bytes": byte_lengths_V[batch.targets],
+        }
+        for name, values in per_target.items():
+            weights = values.double().cpu().numpy()
+            sums[name].append(np.bincount(batch.target_rows, weights=weights, minlength=len(rows)))
+    loss, unigram_loss, num_tokens, num_bytes = (np.concatenate(each) for each in sums.values())
     columns = {
         "row_id": table["row_id"],
         "target": table["completion"],
         "prediction": _complete_first(model, spec, table, asked, device),
-        "loss": torch.cat(losses).numpy(),
-        "unigram_loss": torch.cat(unigram_losses).numpy(),
-        "num_tokens": torch.cat(num_tokens).numpy(),
-        "num_bytes": torch.cat(num_bytes).numpy(),
+        "loss": loss,
+        "unigram_loss": unigram_loss,
+        "num_tokens": num_tokens.astype(np.int64),
+        "num_bytes": num_bytes.astype(np.int64),
     }
     return pa.table(columns, schema=LANGUAGE_MODEL_SCHEMA)
-
-
-def _row_sums(values: Tensor) -> Tensor:
-    return values.double().sum(dim=1).cpu()
 
 
 def _token_bytes(spec: ModelSpec) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nexa_models.encoding import IGNORED, Encoded
+from nexa_models.encoding import Encoded
 
 
 def unigram_log_probs(encoded: Encoded, num_tokens: int) -> Tensor:
@@ -12,5 +12,5 @@ def unigram_log_probs(encoded: Encoded, num_tokens: int) -> Tensor:
     counts = np.ones(num_tokens, dtype=np.int64)
     for start in range(0, len(encoded), 1024):
         targets = encoded.batch(np.arange(start, min(start + 1024, len(encoded)))).targets.numpy()
-        counts += np.bincount(targets[targets != IGNORED], minlength=num_tokens)
+        counts += np.bincount(targets, minlength=num_tokens)
     return torch.from_numpy(np.log(counts / counts.sum())).float()

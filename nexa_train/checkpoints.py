@@ -2,11 +2,13 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nexa_core import durable
+from nexa_core.config.training import Checkpoints
 from nexa_models.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint
+from nexa_train.order import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,27 @@ def ranked_checkpoints(
     return sorted(found, key=lambda each: (losses[each[0]], each[0]))
 
 
+def is_scheduled(plan: Plan, settings: Checkpoints, step: int) -> bool:
+    """Whether an undisturbed run leaves a checkpoint of that step."""
+    every = settings.every_steps
+    return plan.ends_epoch(step) or step == plan.num_steps or (every is not None and step % every == 0)
+
+
 def prune_checkpoints(
-    folder: Path, steps_per_epoch: int, history: Sequence[dict[str, float]], *, save_top_k: int | None
+    folder: Path, plan: Plan, settings: Checkpoints, history: Sequence[dict[str, float]], *, finished: bool = False
 ) -> None:
-    """Delete what the settings do not keep; the newest two always stay, and so does the best."""
-    found = list_checkpoints(folder, steps_per_epoch)
-    ranked = ranked_checkpoints(folder, steps_per_epoch, history)
-    keep = {path for _, path in [*found[-NEWEST_KEPT:], *ranked[: save_top_k or None]]}
+    """Delete what the settings do not keep; the newest two always stay, and so does the best.
+
+    One that is not scheduled, which a process told to end has left, takes no other's place, and goes when the run is
+    finished: so a run that was stopped keeps what it would have kept otherwise.
+    """
+    found = list_checkpoints(folder, plan.steps_per_epoch)
+    scheduled = [path for step, path in found if is_scheduled(plan, settings, step)]
+    ranked = ranked_checkpoints(folder, plan.steps_per_epoch, history)
+    keep = {*scheduled[-NEWEST_KEPT:], *(path for _, path in ranked[: settings.save_top_k or None])}
+    if not finished:
+        keep |= {path for _, path in found[-NEWEST_KEPT:]}
     for step, path in found:
-        in_epoch = step % steps_per_epoch != 0
-        if path not in keep and (in_epoch or save_top_k is not None):
+        in_epoch = step % plan.steps_per_epoch != 0
+        if path not in keep and (in_epoch or settings.save_top_k is not None):
             durable.remove(path)

@@ -13,7 +13,7 @@ from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, publish_run
 from nexa_models.checkpoint import load_checkpoint, model_of
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results
-from nexa_train.checkpoints import checkpoint_name, list_checkpoints, ranked_checkpoints
+from nexa_train.checkpoints import checkpoint_name, list_checkpoints, prune_checkpoints, ranked_checkpoints
 from nexa_train.job import Job
 from nexa_train.loop import State
 
@@ -45,6 +45,7 @@ def finish_run(
     """Score the chosen checkpoint on the evaluation split and write all that marks the run as done."""
     layout, config, dataset, spec = job.layout, job.config, job.dataset, job.spec
     steps_per_epoch = job.plan.steps_per_epoch
+    prune_checkpoints(run.checkpoints, job.plan, config.training.checkpoints, state.history, finished=True)
     checkpoints = [path for _, path in list_checkpoints(run.checkpoints, steps_per_epoch)]
     ranked = ranked_checkpoints(run.checkpoints, steps_per_epoch, state.history)
     last = run.checkpoints / checkpoint_name(state.step, steps_per_epoch)

@@ -1,20 +1,20 @@
-"""What happens between optimizer steps: numbers to the trackers, validation, checkpoints, progress."""
+"""What looks on after each optimizer step: numbers to the trackers, progress, the rate, and whether to go on."""
 
 import logging
 import math
+import signal
+import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
-from nexa_core import durable
 from nexa_core.config.training import EarlyStopping
 from nexa_core.cost import CostMeter
-from nexa_core.errors import GateError
+from nexa_core.errors import GateError, Preempted
 from nexa_core.progress import Progress
 from nexa_core.trackers import Tracker
-from nexa_models.checkpoint import Checkpoint, save_checkpoint
-from nexa_models.predict import mean_loss
-from nexa_train.checkpoints import checkpoint_name, prune_checkpoints, ranked_checkpoints
-from nexa_train.job import Job
+from nexa_train.distributed.group import Group, Pending
 from nexa_train.loop import State, StepResult
 
 logger = logging.getLogger(__name__)
@@ -40,67 +40,98 @@ class Tracking:
         self._progress.update(state.step, f"loss {loss:.4f}")
 
 
-class Counting:
-    """Counts what an attempt has learned from, for its cost."""
+class Throughput:
+    """What an attempt has learned from, for its cost, and how fast: the first step, which may compile, left out."""
 
-    def __init__(self, meter: CostMeter):
-        self._meter = meter
-
-    def __call__(self, state: State, result: StepResult) -> None:
-        self._meter.count(num_rows=result.num_rows, num_targets=result.num_targets)
-
-
-class Milestones:
-    """Validates and leaves a checkpoint after every epoch and the last step, and one every so many steps between."""
-
-    def __init__(self, job: Job, folder: Path, tracker: Tracker, meter: CostMeter):
-        self._job, self._folder, self._tracker, self._meter = job, folder, tracker, meter
-        self._plan, self._settings = job.plan, job.config.training.checkpoints
+    def __init__(self, meter: CostMeter, *, flops_per_token: float | None, peak_flops: float | None):
+        self._meter, self._flops_per_token, self._peak_flops = meter, flops_per_token, peak_flops
+        self._began: float | None = None
+        self._num_steps = self._num_rows = self._num_tokens = 0
+        self._padding = 0.0
 
     def __call__(self, state: State, result: StepResult) -> None:
-        every = self._settings.every_steps
-        if self._plan.ends_epoch(state.step) or state.step == self._plan.num_steps:
-            self._validate(state)
-            self._save(state)
-        elif every is not None and state.step % every == 0:
-            self._save(state)
-
-    def _validate(self, state: State) -> None:
-        if not len(self._job.validation):
+        self._meter.count(num_rows=result.num_rows, num_targets=result.num_targets, num_tokens=result.num_tokens)
+        if self._began is None:
+            float(result.loss)  # a GPU's first step ends here, so that the others are timed alone
+            self._began = time.perf_counter()
             return
-        batch_size = self._job.config.evaluation.batch_size
-        loss, accuracy = mean_loss(state.model, self._job.validation, batch_size=batch_size, device=self._job.device)
-        if not math.isfinite(loss):
-            raise GateError(f"The validation loss is {loss} at step {state.step}; lower training.optimizer.lr.")
-        state.history.append({"step": state.step, "loss": loss, "accuracy": accuracy})
-        self._tracker.log(state.step, {"val_loss": loss, "val_accuracy": accuracy})
-        epoch = f"epoch {math.ceil(state.step / self._plan.steps_per_epoch)}/{self._plan.epochs}"
-        logger.info("%s, step %d: validation loss %.4f, accuracy %.4f", epoch, state.step, loss, accuracy)
+        self._num_steps += 1
+        self._num_rows += result.num_rows
+        self._num_tokens += result.num_tokens
+        self._padding += result.padding_share
 
-    def _save(self, state: State) -> None:
-        self._tracker.flush()  # a resumed run relies on every line up to its checkpoint
-        steps_per_epoch = self._plan.steps_per_epoch
-        path = self._folder / checkpoint_name(state.step, steps_per_epoch)
-        save_checkpoint(path, describe_state(self._job, state))
-        durable.publish(path, self._folder / "last.pt")
-        prune_checkpoints(self._folder, steps_per_epoch, state.history, save_top_k=self._settings.save_top_k)
-        if ranked := ranked_checkpoints(self._folder, steps_per_epoch, state.history):
-            durable.publish(ranked[0][1], self._folder / "best.pt")
-        self._meter.write(step=state.step)
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was no training."""
+        if self._began is not None:
+            self._began += seconds
+
+    def report(self) -> dict[str, float]:
+        """Rates over this attempt's steps but the first; empty where it made no more."""
+        if self._began is None or not self._num_steps:
+            return {}
+        seconds = time.perf_counter() - self._began
+        rates = {"steps_per_second": self._num_steps / seconds, "rows_per_second": self._num_rows / seconds}
+        if self._num_tokens:
+            rates["useful_tokens_per_second"] = self._num_tokens / seconds
+            rates["padding_share"] = self._padding / self._num_steps
+            if self._flops_per_token is not None and self._peak_flops is not None:
+                done = self._flops_per_token * self._num_tokens
+                rates["model_flops_utilisation"] = done / seconds / self._peak_flops
+        return rates
+
+    def as_text(self) -> str:
+        rates = self.report()
+        if not rates:
+            return "throughput: too few steps to tell"
+        parts = [f"{rates['steps_per_second']:.2f} steps/s", f"{rates['rows_per_second']:,.0f} rows/s"]
+        if "useful_tokens_per_second" in rates:
+            parts[1:] = [
+                f"{rates['useful_tokens_per_second']:,.0f} useful tokens/s",
+                f"padding {rates['padding_share']:.1%}",
+            ]
+        if "model_flops_utilisation" in rates:
+            parts.append(f"model FLOPs utilisation {rates['model_flops_utilisation']:.1%}")
+        return f"throughput: {', '.join(parts)}"
 
 
-def describe_state(job: Job, state: State) -> Checkpoint:
-    """The state as a checkpoint that describes itself."""
-    return Checkpoint(
-        config=job.config.resolved(),
-        spec=job.spec,
-        dataset=job.inputs["dataset"],
-        fingerprint=job.fingerprint,
-        step=state.step,
-        history=tuple(state.history),
-        model=state.model.state_dict(),
-        optimizer=state.optimizer.state_dict(),
-    )
+class Preemption:
+    """Ends a run whose process was told to (SIGTERM): the step is finished, the state saved, the exit code 143.
+
+    The processes ask each other, so that all of them stop after the same step.
+    """
+
+    def __init__(self, group: Group, save: Callable[[State], None]):
+        self._group, self._save = group, save
+        self._told = False
+        self._asked: Pending | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> "Preemption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __call__(self, state: State, result: StepResult) -> None:
+        if self._group.world.is_alone:
+            stop = self._told
+        else:  # the answer to the last step's question is there by now
+            stop = self._asked is not None and self._asked.wait()
+            self._asked = self._group.begin_any(self._told)
+        if stop:
+            self._save(state)
+            raise Preempted(
+                f"told to end: step {state.step} is finished and saved; the same command with --resume continues there"
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+        logger.info("told to end: finishing the step and saving")
 
 
 def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:

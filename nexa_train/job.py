@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ from torch import nn
 from nexa_core import digests
 from nexa_core.config import DataConfig, RunConfig, load_config
 from nexa_core.config.run import Data
-from nexa_core.errors import UserError, not_built_yet
+from nexa_core.config.training import Training
+from nexa_core.errors import UserError
 from nexa_core.lineage import describe_inputs
 from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
-from nexa_models.encoding import Encoded, encode
+from nexa_models.encoding import Encoded, PackedRows, Sequences, encode, max_tokens_of
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_train.baseline import unigram_log_probs
+from nexa_train.distributed.world import World
 from nexa_train.order import Plan, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 # What may differ between a run and the checkpoint of another run that it starts from.
 FREE_SECTIONS = ("name", "experiment", "evaluation", "tracking", "cost")
 FREE_TRAINING_KEYS = ("epochs", "max_steps", "keep", "early_stopping", "checkpoints", "device")
+MICROBATCHES_IF_EXACT = 4  # so that 1, 2 and 4 processes share the same cut
+WIDTH_MULTIPLE = 64  # a compiled model sees batches of these widths only
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Job:
     plan: Plan
     model: nn.Module
     """With fresh weights, on the device."""
+    is_exact: bool
+    """Whether any number of processes gives the same bytes."""
     source: Path | None
     """The checkpoint of another run to begin at."""
     inputs: dict[str, Any]
@@ -54,33 +60,42 @@ class Job:
         return digests.of_value(self.inputs)
 
 
-def make_job(config: RunConfig, layout: Layout, *, source: Path | None) -> Job:
+def make_job(
+    config: RunConfig, layout: Layout, *, world: World, source: Path | None, num_threads: int | None = None
+) -> Job:
     """Work a config out on this machine; writes nothing but a dataset that is not there yet.
+
+    Args:
+        num_threads: what a run to be continued began with, where the config leaves it open.
 
     Raises:
         UserError: the config does not fit the data, the machine, or the checkpoint to begin at.
     """
     training = config.training
-    if training.distributed.world_size > 1:
-        what = f"Training with {training.distributed.world_size} processes"
-        raise not_built_yet(what, "Set training.distributed.world_size: 1.")
-    numerics.make_deterministic(training.num_threads)
-    device = numerics.choose_device(training.device)
+    device = numerics.choose_device(training.device, local_rank=world.local_rank)
+    exact = training.distributed.is_exact(device.type)
+    num_microbatches = count_microbatches(training, world, exact=exact)
+    numerics.make_deterministic(training.num_threads or num_threads)
     numerics.check_precision(training.precision, device)
     dataset = ensure_dataset(layout, config.data)
     spec = describe_model(config.model, dataset)
     if source is not None:
         check_source(load_checkpoint(source), source, config)
-    train_data, validation = (_encode_split(dataset, split, spec) for split in ("train", "val"))
+    most_rows = -(-training.batch_size // num_microbatches)
+    train_data = _arrange(_encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
+    validation = _encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
     if spec.is_language_model:
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))
     inputs = describe_inputs(
-        config=config.resolved(),
+        config=config.deciding(exact=exact),
         dataset={"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
         seed=training.distributed.seed,
-        numerics=numerics.describe_numerics(device),
+        numerics={
+            **numerics.describe_numerics(device),
+            "determinism": "exact" if exact else f"fast, {world.size} processes",
+        },
     )
     return Job(
         config=config,
@@ -90,11 +105,36 @@ def make_job(config: RunConfig, layout: Layout, *, source: Path | None) -> Job:
         device=device,
         train_data=train_data,
         validation=validation,
-        plan=_make_plan(config, train_data, validation),
-        model=model.to(device),
+        plan=_make_plan(config, train_data, validation, num_microbatches),
+        model=_made_fast(model.to(device), training),
+        is_exact=exact,
         source=source,
         inputs=inputs if source is None else {**inputs, "begun_at": digests.of_file(source)},
     )
+
+
+def count_microbatches(training: Training, world: World, *, exact: bool) -> int:
+    """The parts that each batch is cut into, over all processes.
+
+    Raises:
+        UserError: there are not enough of them, or of processes, for what is asked.
+    """
+    asked = training.gradient_accumulation_steps
+    if exact and world.size & (world.size - 1):
+        raise UserError(
+            f"There are {world.size} processes, and training.distributed.determinism: exact sums in a binary tree, which "
+            "takes 1, 2, 4, 8, ... of them; start as many, or set it to fast."
+        )
+    if asked is None:
+        count = max(MICROBATCHES_IF_EXACT, world.size) if exact else world.size
+    else:
+        count = asked
+    if min(count, training.batch_size) < world.size:
+        raise UserError(
+            f"A batch of {training.batch_size} rows in {count} microbatches leaves some of {world.size} processes with "
+            "nothing to do; raise training.batch_size or training.gradient_accumulation_steps, or start fewer processes."
+        )
+    return min(count, training.batch_size)
 
 
 def ensure_dataset(layout: Layout, data: Data) -> Dataset:
@@ -137,7 +177,42 @@ def _encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
     return encoded
 
 
-def _make_plan(config: RunConfig, train_data: Encoded, validation: Encoded) -> Plan:
+def _arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: int) -> Encoded:
+    """The training rows packed, and padded to few shapes, where the settings say so.
+
+    Raises:
+        UserError: these rows have no length, so that there is nothing to pack or group.
+    """
+    wants_lengths = [name for name in ("packing", "length_grouping") if getattr(training, name)]
+    if spec.kind == "features" and wants_lengths:
+        raise UserError(f"training.{wants_lengths[0]} is for rows of text; rows of features are all of one length.")
+    if not isinstance(encoded, Sequences):
+        if training.packing is not None:
+            raise UserError(f"training.packing is for language models; a {spec.model['name']} reads one text a row.")
+        return encoded
+    if training.compile:
+        encoded = replace(encoded, multiple=WIDTH_MULTIPLE, num_rows=num_rows)
+    if training.packing is None:
+        return encoded
+    packed = PackedRows.of(encoded, training.packing.max_tokens or max_tokens_of(spec))
+    logger.info("%s", packed.note)
+    return packed
+
+
+def _made_fast(model: nn.Module, training: Training) -> nn.Module:
+    """Raises UserError where the model has no layers to recompute."""
+    transformer = getattr(model, "transformer", None)
+    if training.activation_checkpointing:
+        if transformer is None:
+            raise UserError("training.activation_checkpointing is for transformers; this model keeps little anyway.")
+        transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if training.compile:
+        # The output layer, whose number of places differs from batch to batch, stays outside.
+        (model if transformer is None else transformer.base_model).compile(dynamic=False)
+    return model
+
+
+def _make_plan(config: RunConfig, train_data: Encoded, validation: Encoded, num_microbatches: int) -> Plan:
     training = config.training
     needs_validation = training.keep == "best" or training.early_stopping or training.checkpoints.save_top_k
     if needs_validation and not len(validation):
@@ -148,8 +223,9 @@ def _make_plan(config: RunConfig, train_data: Encoded, validation: Encoded) -> P
     return Plan(
         num_rows=len(train_data),
         batch_size=training.batch_size,
-        accumulation=training.gradient_accumulation_steps,
+        num_microbatches=num_microbatches,
         epochs=training.epochs,
         max_steps=training.max_steps,
         seed=training.distributed.seed,
+        lengths_N=train_data.token_counts_N if training.length_grouping else None,
     )

@@ -1,15 +1,18 @@
 """The training loop: the one place where weights change."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn, optim
 
-from nexa_models.encoding import Encoded
+from nexa_models.encoding import Batch
 from nexa_models.numerics import seed_generators
 from nexa_models.predict import summed_loss
-from nexa_train.order import Plan, derive_seed
+from nexa_train.distributed.strategies import Learn, Strategy
+from nexa_train.feed import Feed, StepData
+from nexa_train.order import derive_seed
 
 
 @dataclass
@@ -33,6 +36,10 @@ class StepResult:
     lr: float
     num_rows: int
     num_targets: int
+    num_tokens: int
+    """Read by the model, padding left out."""
+    padding_share: float
+    """Of the tokens that this process computed; 0 where rows have none."""
 
 
 Hook = Callable[[State, StepResult], None]
@@ -40,13 +47,12 @@ Hook = Callable[[State, StepResult], None]
 
 def fit(
     state: State,
-    data: Encoded,
-    plan: Plan,
+    feed: Feed,
+    strategy: Strategy,
     *,
     lr: Callable[[int], float],
     max_gradient_norm: float | None,
     autocast: Callable[[], torch.autocast],
-    device: torch.device,
     should_stop: Callable[[State], bool],
     hooks: list[Hook],
 ) -> None:
@@ -55,28 +61,41 @@ def fit(
     The loss of a step is the sum over all its microbatches divided by the number of targets in all of them, so
     neither the cut into microbatches nor rows of unequal length change what is learned.
     """
-    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
-    while state.step < plan.num_steps and not should_stop(state):
-        state.model.train()
-        microbatches = [data.batch(rows) for rows in plan.microbatches(state.step)]
-        num_targets = sum(batch.num_targets for batch in microbatches)
-        total_loss = torch.zeros((), device=device)
-        for index, batch in enumerate(microbatches):
-            # Dropout is a function of where the run is, not of what came before: resuming needs no generator state.
-            seed_generators(derive_seed(plan.seed, "dropout", state.step, index), device)
-            batch = batch.to(device)
-            with autocast():
-                logits = state.model(**batch.inputs)
-            loss = summed_loss(logits, batch.targets) / max(num_targets, 1)
-            loss.backward()
-            total_loss += loss.detach()
-        gradient_norm = nn.utils.clip_grad_norm_(weights, max_gradient_norm or float("inf"))
-        rate = lr(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        num_rows = sum(len(batch.targets) for batch in microbatches)
-        for hook in hooks:
-            hook(state, StepResult(total_loss, gradient_norm, rate, num_rows, num_targets))
+    with contextlib.closing(feed.steps(state.step)) as steps:
+        while not should_stop(state) and (step := next(steps, None)) is not None:
+            state.model.train()
+            loss = strategy.run(step, _learn(step, feed, autocast))
+            gradient_norm = strategy.clip(max_gradient_norm)
+            rate = lr(state.step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            num_slots = sum(batch.num_slots for batch in step.batches.values())
+            num_read = sum(batch.num_tokens for batch in step.batches.values())
+            result = StepResult(
+                loss=loss,
+                gradient_norm=gradient_norm,
+                lr=rate,
+                num_rows=step.num_rows,
+                num_targets=step.num_targets,
+                num_tokens=step.num_tokens,
+                padding_share=1 - num_read / num_slots if num_slots else 0.0,
+            )
+            for hook in hooks:
+                hook(state, result)
+
+
+def _learn(step: StepData, feed: Feed, autocast: Callable[[], torch.autocast]) -> Learn:
+    def learn(model: nn.Module, batch: Batch, index: int, *, weight: float = 1.0) -> Tensor:
+        # Dropout is a function of where the run is, not of what came before: resuming needs no generator state.
+        seed_generators(derive_seed(feed.plan.seed, "dropout", step.step, index), feed.device)
+        batch = batch.to(feed.device)
+        with autocast():
+            logits = model(**batch.inputs)
+        loss = summed_loss(logits, batch.targets) / max(step.num_targets, 1)
+        (loss * weight).backward()
+        return loss.detach()
+
+    return learn

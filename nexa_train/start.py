@@ -9,6 +9,7 @@ import yaml
 
 from nexa_core import durable
 from nexa_core.config import RunConfig
+from nexa_core.config.run import deciding
 from nexa_core.environment import describe_environment
 from nexa_core.errors import UserError
 from nexa_core.lineage import read_lineage, write_lineage
@@ -16,6 +17,7 @@ from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run, list_runs
 from nexa_models.checkpoint import load_checkpoint
 from nexa_train.checkpoints import checkpoint_name, newest_checkpoint
+from nexa_train.distributed.group import Group
 from nexa_train.job import Job
 from nexa_train.loop import State
 from nexa_train.optim import build_optimizer
@@ -23,11 +25,15 @@ from nexa_train.optim import build_optimizer
 logger = logging.getLogger(__name__)
 
 
-def find_run_of(config: RunConfig, layout: Layout, *, finished: bool) -> RunFolder | None:
-    """The newest run of exactly this config that is, or is not, finished: that has its manifest."""
+def find_run_of(config: RunConfig, layout: Layout, *, finished: bool, exact: bool) -> RunFolder | None:
+    """The newest run of exactly this config that is, or is not, finished: that has its manifest.
+
+    Settings that do not decide a run's bytes may differ; where it is exact, the number of processes is one of those.
+    """
+    wanted = config.deciding(exact=exact)
     for run in reversed(list_runs(layout, experiment=config.experiment)):
         has_manifest = (layout.run_manifests / f"{run.run_id}.json").exists()
-        if has_manifest == finished and run.lineage.exists() and _config_of(run) == config.resolved():
+        if has_manifest == finished and run.lineage.exists() and _deciding(run, exact=exact) == wanted:
             return run
     return None
 
@@ -67,9 +73,17 @@ def rejoin(run: RunFolder, job: Job) -> Job:
     return replace(job, inputs=begun)
 
 
-def restore_state(job: Job, run: RunFolder) -> State:
+def begun_threads(run: RunFolder) -> int | None:
+    """The threads of each operation that the run began with: another number would round differently."""
+    lineage = read_lineage(run)
+    return None if lineage is None else lineage["inputs"]["numerics"].get("num_threads")
+
+
+def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
     """The state of the run's newest verified checkpoint, after clearing away what a killed writer left; or a fresh one."""
-    durable.remove_partial_files(run.path)
+    if group.world.is_main:
+        durable.remove_partial_files(run.path)
+    group.wait_for_all()
     state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
     checkpoint = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch)
     if checkpoint is not None:
@@ -80,5 +94,9 @@ def restore_state(job: Job, run: RunFolder) -> State:
     return state
 
 
-def _config_of(run: RunFolder) -> Any:
-    return yaml.safe_load(run.config.read_text(encoding="utf-8"))
+def _deciding(run: RunFolder, *, exact: bool) -> Any:
+    """The run's own config likewise; None where it is of an older form."""
+    try:
+        return deciding(yaml.safe_load(run.config.read_text(encoding="utf-8")), exact=exact)
+    except KeyError:
+        return None

@@ -1,5 +1,6 @@
 """Training a model: from a config to a run folder, exactly resumable, with its manifest written last."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -9,18 +10,27 @@ from pathlib import Path
 
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
+from nexa_core.errors import UserError
 from nexa_core.logs import log_to_file
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
-from nexa_models.numerics import autocast
+from nexa_models.flops import peak_flops, training_flops_per_token
+from nexa_models.numerics import autocast, choose_device
+from nexa_train.distributed.group import Group, join
+from nexa_train.distributed.launch import launch
+from nexa_train.distributed.strategies import make_strategy
+from nexa_train.distributed.world import World, read_world
+from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result
-from nexa_train.hooks import Counting, Milestones, Tracking, early_stop
-from nexa_train.job import Job, make_job
+from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop
+from nexa_train.job import Job, ensure_dataset, make_job
 from nexa_train.loop import State, fit
+from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
-from nexa_train.start import begin_run, find_run_of, rejoin, restore_state
+from nexa_train.saving import Writer
+from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +50,9 @@ def run(
 ) -> TrainingResult:
     """Train to the end and say what came out: the one function behind every door.
 
+    With `training.distributed.world_size` above 1 it launches as many processes, unless a launcher has done so; then
+    it is called in each of them, and each returns the result.
+
     Args:
         config_path: the file the config came from, as the manifest names it; the run's own copy without it.
         resume: continue the newest unfinished run of this very config; begin one where there is none; where it is
@@ -49,44 +62,107 @@ def run(
     Raises:
         UserError: the config does not fit the data, the machine, or the run or checkpoint to continue.
         GateError: the loss became NaN or infinite.
+        NodeError: a machine or process cannot take part, or was lost.
+        Preempted: the process was told to end, and has saved.
     """
-    unfinished = find_run_of(config, layout, finished=False) if resume else None
-    if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True)):
+    world = read_world(os.environ)
+    asked = config.training.distributed.world_size
+    if world.is_alone and asked > 1:
+        refuse_missing_trackers(os.environ)
+        ensure_dataset(layout, config.data)  # before any process waits for another
+        folder = launch(config, layout=layout, config_path=config_path, resume=resume, resume_from=resume_from)
+        return read_result(layout, folder)
+    if asked not in (1, world.size):
+        raise UserError(
+            f"training.distributed.world_size is {asked} and the launcher started {world.size} processes; "
+            "leave the setting at 1 to take the launcher's number."
+        )
+    config = _with_world_size(config, world.size)
+    device = choose_device(config.training.device, local_rank=world.local_rank)
+    exact = config.training.distributed.is_exact(device.type)
+    unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
+    if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
         logger.info("run %s of this config is finished already; there is nothing to resume", finished.run_id)
         return read_result(layout, finished)
     refuse_missing_trackers(os.environ)
-    job = make_job(config, layout, source=resume_from)
+    threads = None if unfinished is None else begun_threads(unfinished)
+    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
     if unfinished is not None:
         job = rejoin(unfinished, job)
-    folder = unfinished or begin_run(job, now=now())
-    with hold(folder), log_to_file(layout.logs / f"{folder.run_id}.log"):
-        state = restore_state(job, folder)
-        meter = CostMeter(folder.cost, usd_per_hour=config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter)
-        return finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
+    with join(world, device=device, timeout_seconds=config.training.distributed.timeout_seconds) as group:
+        folder = unfinished or _begin_together(group, job, now=now)
+        return _run_in(group, folder, job, config_path=config_path, now=now)
 
 
-def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter) -> None:
-    config, plan = job.config.training, job.plan
-    tracker = _open_trackers(job, folder, resume_step=state.step)
+def _run_in(
+    group: Group, folder: RunFolder, job: Job, *, config_path: Path | None, now: Callable[[], datetime]
+) -> TrainingResult:
+    """Train and finish; only the main process holds the folder and writes to it."""
+    is_main = group.world.is_main
+    with contextlib.ExitStack() as held:
+        if is_main:
+            held.enter_context(hold(folder))
+            held.enter_context(log_to_file(job.layout.logs / f"{folder.run_id}.log"))
+        state = restore_state(job, folder, group=group)
+        meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
+        _train(job, folder, state, meter, group)
+        if is_main:
+            finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
+        group.wait_for_all()
+    return read_result(job.layout, folder)
+
+
+def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, group: Group) -> None:
+    config, plan, world = job.config.training, job.plan, group.world
+    tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
-    with Progress("training", total=plan.num_steps, unit="steps", start=state.step) as progress:
-        fit(
-            state,
-            job.train_data,
-            plan,
-            lr=rate,
-            max_gradient_norm=config.max_gradient_norm,
-            autocast=partial(autocast, config.precision, job.device),
-            device=job.device,
-            should_stop=early_stop(config.early_stopping),
-            hooks=[
-                Counting(meter),
-                Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
-                Milestones(job, folder.checkpoints, tracker, meter),
-            ],
+    feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
+    with Progress("training", total=plan.num_steps, unit="steps", start=state.step) as progress, Writer() as writer:
+        throughput = _measure(job, meter)
+        milestones = Milestones(
+            job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
         )
+        with Preemption(group, milestones.save) as preemption:
+            fit(
+                state,
+                feed,
+                make_strategy(job.config.training.distributed, state.model, group, is_exact=job.is_exact),
+                lr=rate,
+                max_gradient_norm=config.max_gradient_norm,
+                autocast=partial(autocast, config.precision, job.device),
+                should_stop=early_stop(config.early_stopping),
+                hooks=[
+                    throughput,
+                    Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
+                    milestones,
+                    preemption,
+                ],
+            )
+    meter.note_rates(throughput.report())
+    if world.is_main:
+        logger.info("%s", throughput.as_text())
     tracker.close()
+
+
+def _measure(job: Job, meter: CostMeter) -> Throughput:
+    counts_N = job.train_data.token_counts_N
+    mean_length = float(counts_N.mean()) if len(counts_N) else 0.0
+    return Throughput(
+        meter,
+        flops_per_token=training_flops_per_token(job.model, mean_length=mean_length),
+        peak_flops=peak_flops(job.device, job.config.training.precision),
+    )
+
+
+def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> RunFolder:
+    """The new run's folder, made by the main process."""
+    path = str(begin_run(job, now=now()).path) if group.world.is_main else ""
+    return RunFolder(Path(group.from_main(path)))
+
+
+def _with_world_size(config: RunConfig, size: int) -> RunConfig:
+    distributed = config.training.distributed.model_copy(update={"world_size": size})
+    return config.model_copy(update={"training": config.training.model_copy(update={"distributed": distributed})})
 
 
 def _open_trackers(job: Job, folder: RunFolder, *, resume_step: int) -> Tracker:

@@ -1,14 +1,14 @@
 """Settings of a run: data, model, training, evaluation, tracking."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from nexa_core.config.base import Settings
 from nexa_core.config.data import NAME_PATTERN
 from nexa_core.config.model import ModelConfig
-from nexa_core.config.training import Training
+from nexa_core.config.training import Distributed, Training
 
 
 class Data(Settings):
@@ -70,6 +70,22 @@ class RunConfig(Settings):
     tracking: Tracking = Tracking()
     cost: Cost = Cost()
 
+    def deciding(self, *, exact: bool) -> dict[str, Any]:
+        """The resolved settings, with the defaults in place of those that only say how the work is shared out.
+
+        Args:
+            exact: whether any number of processes gives the same bytes, so that theirs is one of those.
+        """
+        return deciding(self.resolved(), exact=exact)
+
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.evaluation.generation is not None and self.model.name != "causal_lm":
             yield ("evaluation", "generation"), f"a {self.model.name} writes no text; only causal_lm does"
+
+
+def deciding(resolved: dict[str, Any], *, exact: bool) -> dict[str, Any]:
+    """`RunConfig.deciding` of a config that was written down."""
+    training = {**resolved["training"], "data_workers": Training.model_fields["data_workers"].default}
+    shared = {"timeout_seconds", "world_size"} if exact else {"timeout_seconds"}
+    neutral = {name: Distributed.model_fields[name].default for name in shared}
+    return {**resolved, "training": {**training, "distributed": {**training["distributed"], **neutral}}}

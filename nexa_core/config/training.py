@@ -125,6 +125,19 @@ class Distributed(Settings):
     """Decides the initial weights, the order of the data and dropout; equal seeds give equal bytes."""
 
 
+    def is_exact(self, device_type: str) -> bool:
+        """Whether any number of processes on such devices ("cpu", "cuda") gives the same bytes."""
+        if self.determinism is None:
+            return device_type == "cpu" and self.strategy == "ddp"
+        return self.determinism == "exact"
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.strategy == "fsdp" and self.determinism == "exact":
+            yield ("determinism",), "fsdp sums its shards in the library's own order; use fast, or strategy: ddp"
+        if self.determinism == "exact" and self.world_size & (self.world_size - 1):
+            yield ("world_size",), "exact sums in a binary tree, which needs 1, 2, 4, 8, ... processes; or use fast"
+
+
 class Training(Settings):
     epochs: PositiveInt = 10
     """Passes over the training split."""

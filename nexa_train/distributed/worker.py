@@ -1,0 +1,36 @@
+"""One of the processes that `launch` starts: `python -m nexa_train.distributed.worker ORDER`."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from nexa_core import durable
+from nexa_core.command import run_to_exit
+from nexa_core.config import RunConfig
+from nexa_core.paths import Layout
+from nexa_train.distributed.world import read_world
+
+
+def work(order_path: Path) -> None:
+    from nexa_train.train import run
+
+    order = json.loads(order_path.read_bytes())
+    config_path, resume_from = (None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from"))
+    is_main = read_world(os.environ).is_main
+    if not is_main:
+        logging.getLogger("nexa_train").setLevel(logging.WARNING)  # the main process speaks for all
+    result = run(
+        RunConfig.model_validate_json(json.dumps(order["config"])),
+        layout=Layout(Path(order["root"])),
+        config_path=config_path,
+        resume=order["resume"],
+        resume_from=resume_from,
+    )
+    if is_main:
+        durable.write_json(Path(order["done"]), {"run_dir": str(result.run.path)})
+
+
+if __name__ == "__main__":
+    run_to_exit(lambda: work(Path(sys.argv[1])))

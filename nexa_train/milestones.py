@@ -1,0 +1,117 @@
+"""Validation and checkpoints: after every epoch, after the last step, and as often between as the settings say."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from nexa_core import durable
+from nexa_core.cost import CostMeter
+from nexa_core.errors import GateError
+from nexa_core.trackers import Tracker
+from nexa_models.checkpoint import Checkpoint, save_checkpoint
+from nexa_train.checkpoints import checkpoint_name, is_scheduled, prune_checkpoints, ranked_checkpoints
+from nexa_train.distributed.group import Group
+from nexa_train.job import Job
+from nexa_train.loop import State, StepResult
+from nexa_train.saving import Copies, Writer
+from nexa_train.validation import validate
+
+logger = logging.getLogger(__name__)
+
+
+class Milestones:
+    """Only the main process writes; all of them validate.
+
+    Args:
+        pause: takes the seconds that a validation or a copy held the training up for.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        *,
+        group: Group,
+        tracker: Tracker,
+        meter: CostMeter,
+        writer: Writer,
+        pause: Callable[[float], None],
+    ):
+        self._job, self._folder, self._group = job, folder, group
+        self._tracker, self._meter, self._writer = tracker, meter, writer
+        self._pause = pause
+        self._plan, self._settings = job.plan, job.config.training.checkpoints
+        self._copies = Copies()
+        self._saved_step: int | None = None
+
+    def __call__(self, state: State, result: StepResult) -> None:
+        self._writer.check()
+        began = time.perf_counter()
+        if self._plan.ends_epoch(state.step) or state.step == self._plan.num_steps:
+            self._validate(state)
+        if is_scheduled(self._plan, self._settings, state.step):
+            self.save(state)
+            self._pause(time.perf_counter() - began)
+
+    def save(self, state: State) -> None:
+        """Copy the state and begin to write it; does nothing where the step is saved already."""
+        if self._saved_step == state.step:
+            return
+        self._saved_step = state.step
+        self._writer.wait()  # the copy goes where the last one lay
+        described = describe_state(self._job, state)
+        if not self._group.world.is_main:
+            return
+        history = tuple(described.history)
+        copied = self._copies.take({"model": described.model, "optimizer": described.optimizer})
+        checkpoint = Checkpoint(**{**vars(described), **copied, "history": history})
+        self._writer.begin(partial(self._write, checkpoint))
+
+    def _validate(self, state: State) -> None:
+        job = self._job
+        if not len(job.validation):
+            return
+        loss, accuracy = validate(
+            state.model,
+            job.validation,
+            batch_size=job.config.evaluation.batch_size,
+            group=self._group,
+            device=job.device,
+            compiled=job.config.training.compile,
+        )
+        if not math.isfinite(loss):
+            raise GateError(f"The validation loss is {loss} at step {state.step}; lower training.optimizer.lr.")
+        state.history.append({"step": state.step, "loss": loss, "accuracy": accuracy})
+        self._tracker.log(state.step, {"val_loss": loss, "val_accuracy": accuracy})
+        epoch = f"epoch {math.ceil(state.step / self._plan.steps_per_epoch)}/{self._plan.epochs}"
+        logger.info("%s, step %d: validation loss %.4f, accuracy %.4f", epoch, state.step, loss, accuracy)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """In the writer's thread."""
+        self._copies.wait()
+        self._tracker.flush()  # a resumed run relies on every line up to its checkpoint
+        steps_per_epoch, history = self._plan.steps_per_epoch, checkpoint.history
+        path = self._folder / checkpoint_name(checkpoint.step, steps_per_epoch)
+        save_checkpoint(path, checkpoint)
+        durable.publish(path, self._folder / "last.pt")
+        prune_checkpoints(self._folder, self._plan, self._settings, history)
+        if ranked := ranked_checkpoints(self._folder, steps_per_epoch, history):
+            durable.publish(ranked[0][1], self._folder / "best.pt")
+        self._meter.write(step=checkpoint.step)
+
+
+def describe_state(job: Job, state: State) -> Checkpoint:
+    """The state as a checkpoint that describes itself; its tensors are those in use."""
+    return Checkpoint(
+        config=job.config.deciding(exact=job.is_exact),
+        spec=job.spec,
+        dataset=job.inputs["dataset"],
+        fingerprint=job.fingerprint,
+        step=state.step,
+        history=tuple(dict(entry) for entry in state.history),
+        model=state.model.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+    )
