@@ -48,7 +48,9 @@ def run_to_exit(work: Callable[[], None]) -> None:
 
 
 def fail(message: str, exit_code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    """Exit; of several processes that end alike, those without a message leave it to the one that has it."""
+    if message:
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(exit_code)
 
 

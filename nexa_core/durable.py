@@ -124,6 +124,13 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, write)
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a whole file another name in the same file system."""
+    os.replace(source, target)
+    for folder in {source.parent, target.parent}:
+        flush_folder(folder)
+
+
 def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 

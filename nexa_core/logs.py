@@ -26,6 +26,12 @@ def log_to_stderr() -> None:
     _let_our_messages_through()
 
 
+def warn_only() -> None:
+    """Show the project's messages from WARNING up: for those processes that another one speaks for."""
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.WARNING)
+
+
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Also append every message to `path` while the block runs."""

@@ -42,12 +42,12 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """ "features", "text" or "pairs"."""
+        """ "features", "text", "pairs" or "chat"."""
         return str(self.manifest["kind"])
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label of every split, sorted as text; none for pairs."""
+        """Every label of every split, sorted as text; none for pairs and chat."""
         return tuple(self.manifest["labels"])
 
     @property
@@ -61,17 +61,29 @@ class Dataset:
 
     @property
     def num_rows(self) -> dict[str, int]:
-        """Rows of each split."""
+        """Rows of each split, or of each shard."""
         return {split: record["rows"] for split, record in self.manifest["splits"].items()}
 
+    @property
+    def training_splits(self) -> tuple[str, ...]:
+        """The splits that a model may be trained on, in order: a pretraining dataset's shards, else `train`."""
+        return manifests.training_splits(self.manifest)
+
+    def splits_of(self, split: str) -> tuple[str, ...]:
+        """The splits, each a file of its own, that make up `split`: of a pretraining dataset's `train` all shards."""
+        return self.training_splits if split == "train" else (split,)
+
     def read_split(self, split: str) -> pyarrow.Table:
-        """All rows of a split, once the file's digest has shown that they are those which were prepared.
+        """All rows of a split, once its files' digests have shown that they are those which were prepared.
+
+        Of a pretraining dataset, `train` is all shards one after the other, and each shard a split as well.
 
         Raises:
-            UserError: there is no such split, or its file is missing or changed.
+            UserError: there is no such split, or a file of it is missing or changed.
         """
-        path = self._checked(self._record(split))
-        return parquet.ParquetFile(path, memory_map=True).read()
+        records = [self._record(each) for each in self.splits_of(split)]
+        paths = [self._checked(record) for record in records]
+        return pyarrow.concat_tables([parquet.ParquetFile(path, memory_map=True).read() for path in paths])
 
     def split_path(self, split: str) -> Path:
         return self.layout.absolute(self._record(split)["path"])
@@ -93,8 +105,16 @@ class Dataset:
         records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]
         if split not in records:
             hint = did_you_mean(split, records)
-            raise UserError(f"Dataset {self.key} has no split '{split}'.{hint} There: {', '.join(records)}")
+            raise UserError(f"Dataset {self.key} has no split '{split}'.{hint} There: {self._shown_splits()}")
         return records[split]
+
+    def _shown_splits(self) -> str:
+        """The names of all splits; shards, of which there may be thousands, by their first and last."""
+        splits, shards = self.manifest["splits"], self.training_splits
+        if shards == ("train",):
+            return ", ".join(splits)
+        others = [split for split in splits if split not in shards]
+        return ", ".join([f"{shards[0]} to {shards[-1]} (together: train)", *others])
 
     def _checked(self, record: Mapping[str, Any]) -> Path:
         if problem := manifests.damage(self.layout, record):

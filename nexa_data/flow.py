@@ -11,8 +11,8 @@ from nexa_data.rejects import Rejects
 from nexa_data.rows import CanonicalRow, RowError, canonical, check_columns
 from nexa_data.sources import Source
 from nexa_data.sources.raw import BadRow, RawRow, excerpt
-from nexa_data.split import SPLITS, split_of
-from nexa_data.tables import Tables
+from nexa_data.split import HELD_OUT, SPLITS, split_of
+from nexa_data.tables import Table, Tables
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Census:
 
 def fill(tables: Tables, rejects: Rejects, source: Source, config: DatasetConfig) -> Census:
     """Put every row of `source` where it belongs; holds a row group of each table and all ids in memory, no more."""
-    convert, split_for = canonical(config.rows), _splitter(config.output, tables)
+    convert, table_for = canonical(config.rows), _placement(config.output, tables)
     census, seen, pace = Census(), Counter[str](), Pace(config.key)
     for raw in check_columns(source.rows(), config.rows):
         census.num_read += 1
@@ -55,20 +55,27 @@ def fill(tables: Tables, rejects: Rejects, source: Source, config: DatasetConfig
             census.labels.add(row.label)
         if config.rows.name == "features" and census.feature_shape is None:
             census.feature_shape = list(config.rows.shape or (len(row.input) // FLOAT_BYTES,))
-        tables.open(split_for(row, census.num_kept)).add(row)
+        table_for(row).add(row)
         census.num_kept += 1
     return census
 
 
-def _splitter(output: Output, tables: Tables) -> Callable[[CanonicalRow, int], str]:
-    """Which table the n-th kept row goes to."""
+def _placement(output: Output, tables: Tables) -> Callable[[CanonicalRow], Table]:
+    """Which table the next kept row goes to."""
     if isinstance(output, TrainingOutput):
         for split in SPLITS:  # also those that will stay empty: readers find three files always
             tables.open(split)
-        return lambda row, number: split_of(row.input, output)
+        return lambda row: tables.open(split_of(row.input, output))
     if isinstance(output, PretrainOutput):
-        return lambda row, number: f"{number // output.rows_per_shard + 1:03d}"
-    return lambda row, number: "teacher_inputs"
+        for split in HELD_OUT:
+            tables.open(split)
+        return lambda row: _document_table(row, output, tables)
+    return lambda row: tables.open("teacher_inputs")
+
+
+def _document_table(row: CanonicalRow, output: PretrainOutput, tables: Tables) -> Table:
+    split = split_of(row.input, output)
+    return tables.open(split) if split in HELD_OUT else tables.shard(output.rows_per_shard)
 
 
 def _left_out(raw: RawRow, reason: str, detail: str = "") -> BadRow:

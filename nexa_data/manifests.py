@@ -7,6 +7,7 @@ from typing import Any
 
 from nexa_core import digests
 from nexa_core.paths import Layout
+from nexa_data.split import HELD_OUT
 
 FORMAT = "nexa.dataset/1"
 
@@ -37,8 +38,15 @@ def describe_file(layout: Layout, path: Path, **facts: Any) -> dict[str, Any]:
 
 
 def is_pretrain(manifest: Manifest) -> bool:
-    """Whether a dataset's splits are the numbered shards of the one folder `training/pretrain`."""
+    """Whether a dataset's training rows are the numbered shards of the one folder `training/pretrain`."""
     return bool(manifest["config"].get("output", {}).get("name") == "pretrain")
+
+
+def training_splits(manifest: Manifest) -> tuple[str, ...]:
+    """The splits that a model may be trained on, in order: a pretraining dataset's shards, else `train`."""
+    return (
+        tuple(split for split in manifest["splits"] if split not in HELD_OUT) if is_pretrain(manifest) else ("train",)
+    )
 
 
 def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nexa_core.config.data import DatasetConfig
 from nexa_core.paths import Layout
+from nexa_data.split import HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Places:
 
     def split(self, split: str) -> Path:
         """The file of a split; a pretraining shard is called after its number alone."""
-        if self.config.output.name == "pretrain":
+        if self.config.output.name == "pretrain" and split not in HELD_OUT:
             return self.folder / "pretrain" / f"{split}.parquet"
         return self.folder / split / f"{self.config.key}.parquet"
 

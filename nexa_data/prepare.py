@@ -20,6 +20,7 @@ from nexa_data.rejects import Rejects, counts, rejects_at
 from nexa_data.rows import SCHEMAS
 from nexa_data.sources import Source, open_source
 from nexa_data.sources.raw import UNREADABLE
+from nexa_data.split import HELD_OUT
 from nexa_data.tables import Tables
 
 logger = logging.getLogger(__name__)
@@ -120,9 +121,9 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
         census = fill(tables, rejects, source, config)
         rejects.check(census.num_read, config.max_bad_fraction)
-        if tables.num_rows.get("train") == 0:
-            raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
         tables.close()
+        if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
+            raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
         for manifest_path, _ in standing:
             durable.remove(manifest_path)
     if rejects_path != places.rejects:
@@ -168,7 +169,7 @@ def _describe(
         "sources": origins,
         "steps": _steps(config, census, rejects),
         "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
-        "tokenizer": _tokenizer(places),
+        "tokenizer": _tokenizer(places, [split for split in splits if split not in HELD_OUT]),
         "parents": [],
         "config": resolved,
         "libraries": {name: metadata.version(name) for name in ("pyarrow", "tokenizers")},
@@ -195,14 +196,14 @@ def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict
     return steps
 
 
-def _tokenizer(places: Places) -> dict[str, Any] | None:
-    """The record of the dataset's tokenizer, which is trained here; None where none is asked for."""
+def _tokenizer(places: Places, splits: list[str]) -> dict[str, Any] | None:
+    """The record of the dataset's tokenizer, which is trained here on `splits`; None where none is asked for."""
     if places.config.tokenizer is None:
         return None
     from nexa_data.tokenizer import train_tokenizer
 
     wanted = places.config.tokenizer.vocab_size
-    tokenizer = train_tokenizer(places.split("train"), wanted)
+    tokenizer = train_tokenizer([places.split(split) for split in splits], wanted)
     if tokenizer.get_vocab_size() < wanted:
         logger.warning(
             "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",

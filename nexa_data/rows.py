@@ -1,15 +1,16 @@
 """Canonical rows: what every source's rows become, each with an id made of its content."""
 
 import hashlib
+import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy
 import pyarrow
 
 from nexa_core import digests
-from nexa_core.config.data import FeatureRows, PairRows, Rows, TextRows
+from nexa_core.config.data import ChatRows, FeatureRows, PairRows, Role, Rows, TextRows
 from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_data.sources.raw import RawRow, Row
@@ -22,6 +23,14 @@ MAX_ROWS_HELD = 10_000
 
 _ID, _EXTRA = pyarrow.field("row_id", pyarrow.string(), nullable=False), pyarrow.field("extra_json", pyarrow.string())
 _LABEL = pyarrow.field("label", pyarrow.string(), nullable=False)
+_MESSAGE = pyarrow.struct(
+    [
+        pyarrow.field("role", pyarrow.string(), nullable=False),
+        pyarrow.field("content", pyarrow.string(), nullable=False),
+        pyarrow.field("extra_json", pyarrow.string()),
+    ]
+)
+_MESSAGES = pyarrow.list_(pyarrow.field("element", _MESSAGE, nullable=False))
 
 SCHEMAS = {
     "features": pyarrow.schema(
@@ -31,9 +40,23 @@ SCHEMAS = {
     "pairs": pyarrow.schema(
         [_ID, pyarrow.field("prompt", pyarrow.string()), pyarrow.field("completion", pyarrow.string()), _EXTRA]
     ),
+    "chat": pyarrow.schema([_ID, pyarrow.field("messages", _MESSAGES, nullable=False), _EXTRA]),
 }
 """The columns of each kind of rows. `extra_json` is the source's other columns as a JSON object, null where it has none.
-Of a pair, `prompt` is null for plain documents and `completion` is null for teacher inputs."""
+Of a pair, `prompt` is null for plain documents and `completion` is null for teacher inputs. Of a message, `extra_json` is
+its other keys, such as `tool_calls`; `plain_messages` puts them back."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+FOLLOWS: dict[str, set[str | None]] = {
+    "system": {None},
+    "user": {None, "system", "assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"assistant", "tool"},
+}
+"""The roles after which a role may come; None is the beginning. What is refused, the chat templates of Gemma and Mistral
+refuse as well: there user and assistant take turns, and the user begins."""
+CALLS = ("tool_calls", "function_call")
+"""Keys that make up for an assistant's missing content."""
 
 
 class RowError(Exception):
@@ -47,13 +70,15 @@ class RowError(Exception):
 class CanonicalRow(NamedTuple):
     """A row in the columns of its schema.
 
-    `input` is what a model is shown, as bytes: the split is a hash of it. `row_id` is a hash of input and target.
+    `input` is what a model is shown, as bytes: the split is a hash of it. `row_id` is a hash of input and target, and
+    `size_bytes` what all of its columns take.
     """
 
     row_id: str
     columns: dict[str, Any]
     input: bytes
     label: str | None
+    size_bytes: int = 0
 
 
 Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
@@ -63,22 +88,25 @@ Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
 def canonical(rows: Rows) -> Canonical:
     """The function that makes canonical rows after these settings."""
     used = {column for _, column in used_columns(rows)}
-    make: Any = {"features": FeatureMaker, "text": TextMaker, "pairs": PairMaker}[rows.name](rows)
+    makers = {"features": FeatureMaker, "text": TextMaker, "pairs": PairMaker, "chat": ChatMaker}
+    make: Any = makers[rows.name](rows)
 
     def convert(values: Mapping[str, Any]) -> CanonicalRow:
         try:
             made = make(values)
             made.columns["extra_json"] = _extra(values, used)
+            return _with_id(made)
         except UnicodeEncodeError:
             raise RowError("not valid Unicode", "half of a surrogate pair") from None
-        return _with_id(made)
+        except RecursionError:
+            raise RowError("nested too deeply") from None
 
     return convert
 
 
 def used_columns(rows: Rows) -> Iterator[tuple[str, str]]:
     """(setting, column) for each column of the source that the settings name."""
-    for setting in ("features", "text", "prompt", "completion", "label"):
+    for setting in ("features", "text", "prompt", "completion", "messages", "label"):
         given = getattr(rows, setting, None)
         for column in (given,) if isinstance(given, str) else given or ():
             yield setting, column
@@ -185,16 +213,99 @@ class PairMaker:
         return text
 
 
+class ChatMaker:
+    """Makes conversations: messages of one spelling, in an order that chat templates can render."""
+
+    def __init__(self, rows: ChatRows):
+        self._rows = rows
+
+    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+        given = _value(values, self._rows.messages)
+        given = given.tolist() if hasattr(given, "tolist") else given
+        if not isinstance(given, list | tuple):
+            raise RowError("not a list of messages", f"'{self._rows.messages}' is {_type_name(given)}")
+        messages = [self._message(message, f"message {number}") for number, message in enumerate(given, 1)]
+        roles = [str(message["role"]) for message in messages]
+        if "assistant" not in roles:
+            raise RowError("no assistant message", f"{len(roles)} messages")
+        _check_order(roles)
+        last_turn = len(roles) - 1 - roles[::-1].index("assistant")
+        return CanonicalRow("", {"messages": messages}, _bytes(messages[:last_turn]), None)
+
+    def _message(self, message: Any, where: str) -> dict[str, str | None]:
+        if not isinstance(message, Mapping):
+            raise RowError("message not an object", f"{where} is {_type_name(message)}")
+        role = self._role(_member(message, self._rows.role, where), where)
+        content = self._content(message, role, where)
+        used = {self._rows.role, self._rows.content}
+        # A null is what tables have where there is nothing: the same conversation as JSON lacks the key.
+        others = {key: value for key, value in message.items() if key not in used and value is not None}
+        return {"role": role, "content": content, "extra_json": _extra(others, set())}
+
+    def _role(self, given: Any, where: str) -> str:
+        if not isinstance(given, str):
+            raise RowError("role not text", f"{where}: {_type_name(given)}")
+        role = self._rows.roles.get(given, given)
+        if role not in ROLES:
+            raise RowError(
+                f"unknown role (known: {', '.join(ROLES)}; others through rows.roles)", f"{where}: {given[:40]!r}"
+            )
+        return role
+
+    def _content(self, message: Mapping[str, Any], role: str, where: str) -> str:
+        is_call = role == "assistant" and any(message.get(key) for key in CALLS)
+        if is_call and message.get(self._rows.content) is None:
+            return ""
+        content = _member(message, self._rows.content, where)
+        if not isinstance(content, str):
+            raise RowError("content not text", f"{where}: {_type_name(content)}")
+        if role in ("user", "assistant") and not content.strip() and not is_call:
+            raise RowError("empty content", f"{where}: {role}")
+        return content
+
+
+def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row's `messages` as chat templates take them: each message's other keys beside `role` and `content` again."""
+    return [
+        {**json.loads(message["extra_json"] or "{}"), "role": message["role"], "content": message["content"]}
+        for message in messages
+    ]
+
+
+def _member(message: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in message:
+        raise RowError(f"message without '{key}'", f"{where} has the keys {', '.join(map(str, message)) or 'none'}")
+    return message[key]
+
+
+def _check_order(roles: Sequence[str]) -> None:
+    for number, (before, role) in enumerate(zip([None, *roles[:-1]], roles, strict=True), 1):
+        if before not in FOLLOWS[role]:
+            place = "at the beginning" if before is None else f"after {before}"
+            raise RowError("roles out of order", f"message {number}: {role} {place}")
+
+
 def _with_id(row: CanonicalRow) -> CanonicalRow:
-    """`row` with its id: sha256 over each column's name and bytes, both with their lengths before them."""
-    hasher = hashlib.sha256()
+    """`row` with its size and its id: sha256 over each column's name and bytes, both with their lengths before them."""
+    hasher, size_bytes = hashlib.sha256(), len(row.columns["extra_json"] or "")
     for name, value in row.columns.items():
         if name == "extra_json" or value is None:
             continue
-        data = value.encode("utf-8") if isinstance(value, str) else value.tobytes()
+        data = _bytes(value)
+        size_bytes += len(data)
         hasher.update(b"%s %d " % (name.encode(), len(data)))
         hasher.update(data)
-    return row._replace(row_id=hasher.hexdigest()[:ROW_ID_CHARS])
+    return row._replace(row_id=hasher.hexdigest()[:ROW_ID_CHARS], size_bytes=size_bytes)
+
+
+def _bytes(value: Any) -> bytes:
+    """A column's value; of messages each text with its length before it, and an absent one as an empty one."""
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if not isinstance(value, list):
+        return bytes(value.tobytes())
+    texts = [(text or "").encode("utf-8") for message in value for text in message.values()]
+    return b"".join(b"%d %s" % (len(text), text) for text in texts)
 
 
 def _extra(values: Mapping[str, Any], used: set[str]) -> str | None:
@@ -239,7 +350,6 @@ def _label(values: Mapping[str, Any], column: str) -> str:
         raise RowError(
             "not a label", f"'{column}' has {len(label)} characters, at most {MAX_LABEL_CHARS} are a class's name"
         )
-    label.encode("utf-8")
     return label
 
 
@@ -257,6 +367,6 @@ def _number(value: Any, column: str) -> float:
 
 
 def _type_name(value: Any) -> str:
-    return {"str": "text", "dict": "an object", "list": "a list", "bool": "true or false"}.get(
+    return {"str": "text", "dict": "an object", "list": "a list", "bool": "true or false", "NoneType": "null"}.get(
         type(value).__name__, type(value).__name__
     )

@@ -2,12 +2,13 @@
 
 import hashlib
 
-from nexa_core.config.data import TrainingOutput
+from nexa_core.config.data import PretrainOutput, TrainingOutput
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = ("val", "test")
 
 
-def split_of(shown: bytes, output: TrainingOutput) -> str:
+def split_of(shown: bytes, output: TrainingOutput | PretrainOutput) -> str:
     """The split of an input, from nothing but its bytes and the salt.
 
     So rows that are added move no other row, the same input with two labels or completions lies in one split,

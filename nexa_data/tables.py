@@ -1,7 +1,8 @@
 """Parquet files written row by row, in groups of bounded size, the same bytes for the same rows."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,14 +10,11 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from nexa_core import durable
-from nexa_core.errors import UserError
 from nexa_data.rows import CanonicalRow
 
 GROUP_ROWS = 10_000
 GROUP_BYTES = 32 * 2**20
 """A row group ends at either; both depend on the rows alone, so no machine cuts elsewhere."""
-MAX_OPEN_FILES = 200
-"""Every file stays open until all may be published at once, and a process has a limit."""
 
 
 class Table:
@@ -31,9 +29,7 @@ class Table:
 
     def add(self, row: CanonicalRow) -> None:
         self._group.append(row)
-        self._group_bytes += (
-            len(row.input) + len(row.columns.get("completion") or "") + len(row.columns["extra_json"] or "")
-        )
+        self._group_bytes += row.size_bytes
         self.num_rows += 1
         if len(self._group) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
             self._write_group()
@@ -64,26 +60,61 @@ class Tables:
     def __init__(self, stack: ExitStack, schema: pyarrow.Schema, path_of: Callable[[str], Path]):
         self._stack, self._schema, self._path_of = stack, schema, path_of
         self._tables: dict[str, Table] = {}
+        self._shards: dict[str, int] = {}
+        """Rows of each shard that is full."""
+        self._shard: Table | None = None
+        self._shard_file = ExitStack()
 
     def open(self, split: str) -> Table:
-        """The split's table, a new one where it has none.
-
-        Raises:
-            UserError: that would be too many.
-        """
+        """The split's table, a new one where it has none; its file stays open to the end."""
         if split not in self._tables:
-            if len(self._tables) == MAX_OPEN_FILES:
-                raise UserError(f"more than {MAX_OPEN_FILES} shards; set a larger output.rows_per_shard")
-            file = self._stack.enter_context(durable.create(self._path_of(split)))
-            self._tables[split] = Table(file, self._schema)
-            self._stack.callback(self._tables[split].abandon)  # before the file is closed, whatever ends the block
+            self._tables[split] = self._new_table(self._stack, self._path_of(split))
         return self._tables[split]
+
+    def shard(self, rows_per_shard: int) -> Table:
+        """The shard that the next row goes to: 001, 002, ..., one after the other, and no file of the others is open."""
+        if self._shard is not None and self._shard.num_rows == rows_per_shard:
+            self._close_shard(self._shard)
+        if self._shard is None:
+            waiting = self._stack.enter_context(_waiting(self._path_of(self._next_shard)))
+            self._shard_file = self._stack.enter_context(ExitStack())
+            self._shard = self._new_table(self._shard_file, waiting)
+        return self._shard
 
     def close(self) -> None:
         """Write what is buffered; the files are complete, and still without their names."""
+        if self._shard is not None:
+            self._close_shard(self._shard)
         for table in self._tables.values():
             table.close()
 
     @property
     def num_rows(self) -> dict[str, int]:
-        return {split: table.num_rows for split, table in self._tables.items()}
+        """Rows of each split of a closed dataset; the shards, in order, come first."""
+        return {**self._shards, **{split: table.num_rows for split, table in self._tables.items()}}
+
+    @property
+    def _next_shard(self) -> str:
+        return f"{len(self._shards) + 1:03d}"
+
+    def _new_table(self, stack: ExitStack, path: Path) -> Table:
+        table = Table(stack.enter_context(durable.create(path)), self._schema)
+        stack.callback(table.abandon)  # before the file is closed, whatever ends the block
+        return table
+
+    def _close_shard(self, shard: Table) -> None:
+        shard.close()
+        self._shard_file.close()
+        self._shards[self._next_shard] = shard.num_rows
+        self._shard = None
+
+
+@contextmanager
+def _waiting(path: Path) -> Iterator[Path]:
+    """Where a whole file waits, closed, for its name: it gets it when the block ends well, and is gone after it."""
+    waiting = path.with_name(f".{path.name}.{os.getpid()}.whole{durable.TEMPORARY_SUFFIX}")
+    try:
+        yield waiting
+        durable.move(waiting, path)
+    finally:
+        durable.remove(waiting)

@@ -15,7 +15,7 @@ from nexa_core.errors import GateError, Preempted
 from nexa_core.progress import Progress
 from nexa_core.trackers import Tracker
 from nexa_train.distributed.group import Group, Pending
-from nexa_train.loop import State, StepResult
+from nexa_train.loop import Hook, State, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,11 @@ class Throughput:
 class Preemption:
     """Ends a run whose process was told to (SIGTERM): the step is finished, the state saved, the exit code 143.
 
-    The processes ask each other, so that all of them stop after the same step.
+    The processes ask each other, so that all of them stop after the same step. Being told again changes nothing.
     """
 
-    def __init__(self, group: Group, save: Callable[[State], None]):
-        self._group, self._save = group, save
+    def __init__(self, group: Group):
+        self._group = group
         self._told = False
         self._asked: Pending | None = None
         self._before: Any = None
@@ -111,27 +111,40 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._remember)
         return self
 
-    def __call__(self, state: State, result: StepResult) -> None:
+    def obey(self, save: Callable[[State], None]) -> Hook:
+        """A hook that ends the run, saved by `save`, after the step in which a process was told to."""
+
+        def stop_when_told(state: State, result: StepResult) -> None:
+            if self._is_told():
+                save(state)
+                raise Preempted(
+                    f"told to end: step {state.step} is finished and saved; "
+                    "the same command with --resume continues there"
+                )
+
+        return stop_when_told
+
+    def _is_told(self) -> bool:
         if self._group.world.is_alone:
-            stop = self._told
-        else:  # the answer to the last step's question is there by now
-            stop = self._asked is not None and self._asked.wait()
-            self._asked = self._group.begin_any(self._told)
-        if stop:
-            self._save(state)
-            raise Preempted(
-                f"told to end: step {state.step} is finished and saved; the same command with --resume continues there"
-            )
+            return self._told
+        if self._asked is not None and self._asked.wait():  # the answer to the last step's question is there by now
+            self._asked = None
+            return True
+        self._asked = self._group.begin_any(self._told)
+        return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._asked is not None and error is None:
+            self._asked.wait()
         if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(error, Preempted) else self._before)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if not self._told:
+            logger.info("told to end: finishing the step and saving")
         self._told = True
-        logger.info("told to end: finishing the step and saving")
 
 
 def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
-from nexa_core.errors import UserError
-from nexa_core.logs import log_to_file
+from nexa_core.errors import GateError, Preempted, UserError
+from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
@@ -78,6 +78,25 @@ def run(
             "leave the setting at 1 to take the launcher's number."
         )
     config = _with_world_size(config, world.size)
+    if world.is_main:
+        return _run_here(config, world, layout, config_path, resume, resume_from, now)
+    warn_only()
+    try:
+        return _run_here(config, world, layout, config_path, resume, resume_from, now)
+    except (GateError, Preempted) as error:  # all processes end so; the main one says why
+        raise type(error)("") from None
+
+
+def _run_here(
+    config: RunConfig,
+    world: World,
+    layout: Layout,
+    config_path: Path | None,
+    resume: bool,
+    resume_from: Path | None,
+    now: Callable[[], datetime],
+) -> TrainingResult:
+    """This process's part."""
     device = choose_device(config.training.device, local_rank=world.local_rank)
     exact = config.training.distributed.is_exact(device.type)
     unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
@@ -117,27 +136,30 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, group: G
     tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
     feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
-    with Progress("training", total=plan.num_steps, unit="steps", start=state.step) as progress, Writer() as writer:
+    with (
+        Preemption(group) as preemption,  # outermost: what is told while the state is being saved is heard as well
+        Progress("training", total=plan.num_steps, unit="steps", start=state.step) as progress,
+        Writer() as writer,
+    ):
         throughput = _measure(job, meter)
         milestones = Milestones(
             job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
         )
-        with Preemption(group, milestones.save) as preemption:
-            fit(
-                state,
-                feed,
-                make_strategy(job.config.training.distributed, state.model, group, is_exact=job.is_exact),
-                lr=rate,
-                max_gradient_norm=config.max_gradient_norm,
-                autocast=partial(autocast, config.precision, job.device),
-                should_stop=early_stop(config.early_stopping),
-                hooks=[
-                    throughput,
-                    Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
-                    milestones,
-                    preemption,
-                ],
-            )
+        fit(
+            state,
+            feed,
+            make_strategy(job.config.training.distributed, state.model, group, is_exact=job.is_exact),
+            lr=rate,
+            max_gradient_norm=config.max_gradient_norm,
+            autocast=partial(autocast, config.precision, job.device),
+            should_stop=early_stop(config.early_stopping),
+            hooks=[
+                throughput,
+                Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
+                milestones,
+                preemption.obey(milestones.save),
+            ],
+        )
     meter.note_rates(throughput.report())
     if world.is_main:
         logger.info("%s", throughput.as_text())

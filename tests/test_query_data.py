@@ -18,8 +18,8 @@ from nexa_data.prepare import prepare
 CONFIG = """{"datasets": [
     {"name": "points", "source": {"name": "files", "path": "data/raw"}, "output": {"name": "training", "test": 0.3},
      "rows": {"name": "features", "features": ["a", "b"], "label": "c"}},
-    {"name": "docs", "source": {"name": "files", "path": "data/raw"}, "output": {"name": "pretrain", "rows_per_shard": 60},
-     "rows": {"name": "pairs", "completion": "t"}},
+    {"name": "docs", "source": {"name": "files", "path": "data/raw"},
+     "output": {"name": "pretrain", "rows_per_shard": 60, "val": 0.1}, "rows": {"name": "pairs", "completion": "t"}},
     {"name": "teacher_inputs", "source": {"name": "files", "path": "data/raw"}, "output": {"name": "teacher_inputs"},
      "rows": {"name": "pairs", "prompt": "t"}}
 ]}"""
@@ -48,7 +48,10 @@ def test_the_runbooks_lines_work(root, monkeypatch):
     assert list(teacher_df.columns) == ["row_id", "prompt", "extra_json"]
     assert list(pretrain_df.columns) == ["row_id", "completion", "extra_json"]
     assert list(teacher_df.prompt) == [f"text {n}" for n in range(100)]
-    assert (len(pretrain_df), len(query.get_pretrain_dataset(shard="002"))) == (60, 40)
+    held_out = [query.get_split("docs", split) for split in ("val", "test")]
+    frames = [pretrain_df, query.get_pretrain_dataset(shard="002"), *held_out]
+    assert len(pretrain_df) == 60
+    assert sorted(text for frame in frames for text in frame.completion) == sorted(f"text {n}" for n in range(100))
 
 
 def test_features_make_a_matrix(root):
@@ -75,13 +78,16 @@ def test_list_datasets_has_a_row_for_each(root):
 def test_sql_reaches_every_dataset_and_predictions(root):
     query = DataQuery(root)
     assert query.tables() == [
-        "teacher_inputs_v1", "docs_v1", "points_v1_train", "points_v1_val", "points_v1_test", "predictions_run-a_1"
+        "teacher_inputs_v1", "docs_v1", "docs_v1_val", "docs_v1_test", "points_v1_train", "points_v1_val",
+        "points_v1_test", "predictions_run-a_1",
     ]  # fmt: skip
     splits = " union all ".join(f"select * from points_v1_{split}" for split in ("train", "val", "test"))
     assert query.sql(f"select count(*) as n, count(distinct row_id) as ids from ({splits})").to_dict("list") == {
         "n": [100], "ids": [100]
     }  # fmt: skip
-    assert query.sql("SELECT count(*) AS n FROM Docs_V1").n[0] == 100
+    documents = "select * from Docs_V1 union all select * from docs_v1_val union all select * from docs_v1_test"
+    assert query.sql(f"SELECT count(*) AS n FROM ({documents})").n[0] == 100
+    assert query.sql("SELECT count(*) AS n FROM Docs_V1").n[0] > 60
     assert query.sql('select prediction from "predictions_run-a_1" order by 1 desc').prediction[0] == "1"
 
 
@@ -111,6 +117,8 @@ def test_sql_reaches_no_other_file(root, source):
         (lambda q: q.get_split("points", "tran"), "no split 'tran'. Did you mean 'train'?"),
         (lambda q: q.get_pretrain_dataset("003"), "No pretraining shard '003'."),
         (lambda q: q.get_pretrain_dataset("003"), "There: 001, 002"),
+        (lambda q: q.get_pretrain_dataset("val"), "No pretraining shard 'val'."),
+        (lambda q: q.get_split("docs", "vall"), "Did you mean 'val'? There: 001 to 002 (together: train), val, test"),
         (lambda q: q.get_teacher_inputs("v9"), "There: teacher_inputs_v1"),
         (lambda q: q.get_predictions("run-a_2"), "Did you mean 'run-a_1'?"),
         (

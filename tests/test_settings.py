@@ -72,7 +72,21 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
     (layout.raw / "table.csv").write_text("1;2;a\n" * 3 + "3;4;b\n" * 3)
     (layout.raw / "rows.json").write_text(json.dumps({"rows": [{"text": f"document {index}"} for index in range(30)]}))
     (layout.raw / "lines.txt").write_text("one\ntwo\nthree\n")
+    chats = [[{"from": "human", "value": f"{number}?"}, {"from": "gpt", "value": "yes"}] for number in range(30)]
+    (layout.raw / "chats.json").write_text(json.dumps([{"chat": chat} for chat in chats]))
     more = [
+        {
+            "name": "chats",
+            "source": {"name": "files", "path": "data/raw/chats.json"},
+            "rows": {
+                "name": "chat",
+                "messages": "chat",
+                "role": "from",
+                "content": "value",
+                "roles": {"human": "user", "gpt": "assistant"},
+            },
+            "output": {"name": "training"},
+        },
         {
             "name": "table",
             "source": {

@@ -135,33 +135,73 @@ class PairRows(Settings):
             yield (), "rows of pairs need `prompt:`, `completion:` or both"
 
 
-Rows = Annotated[FeatureRows | TextRows | PairRows, Field(discriminator="name")]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class ChatRows(Settings):
+    """Conversations, for `causal_lm`: each row a list of messages, which are objects with a role and a content."""
+
+    name: Literal["chat"]
+    messages: str
+    """The column of the list of messages."""
+    role: str = "role"
+    """The key of a message's role; `from` in the ShareGPT spelling."""
+    content: str = "content"
+    """The key of a message's text; `value` in the ShareGPT spelling. A message's other keys are kept as JSON."""
+    roles: dict[str, Role] = Field(default={})
+    """What the source calls the roles, where it is not system, user, assistant and tool; e.g. {human: user, gpt: assistant}."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.role == self.content:
+            yield ("content",), f"'{self.content}' is the key of the role already"
+
+
+Rows = Annotated[FeatureRows | TextRows | PairRows | ChatRows, Field(discriminator="name")]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingOutput(Settings):
     """`data/processed/training/{train,val,test}/<name>_<version>.parquet`, split by a hash of each row's input."""
 
     name: Literal["training"]
-    val: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    val: Share = 0.1
     """Share of rows for validation."""
-    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Share = 0.1
     """Share of rows for the test."""
     salt: str = ""
     """Changes which rows fall into which split."""
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        if self.val + self.test >= 1:
-            yield (
-                ("test",),
-                f"val {self.val} and test {self.test} leave no rows for training; their sum must be below 1",
-            )
+        yield from _nothing_left(self)
 
 
 class PretrainOutput(Settings):
-    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents in shards of equal row counts."""
+    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents in shards of equal row counts.
+
+    Those held out go to `data/processed/training/{val,test}/<name>_<version>.parquet`, by a hash of each document.
+    """
 
     name: Literal["pretrain"]
     rows_per_shard: Annotated[int, Field(gt=0)] = 100_000
+    """Documents in each shard but the last."""
+    val: Share = 0.02
+    """Share of documents for validation."""
+    test: Share = 0.02
+    """Share of documents for the test."""
+    salt: str = ""
+    """Changes which documents are held out."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        yield from _nothing_left(self)
+
+
+def _nothing_left(output: TrainingOutput | PretrainOutput) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if output.val + output.test >= 1:
+        yield (
+            ("test",),
+            f"val {output.val} and test {output.test} leave no rows for training; their sum must be below 1",
+        )
 
 
 class TeacherInputsOutput(Settings):
@@ -174,7 +214,7 @@ Output = Annotated[TrainingOutput | PretrainOutput | TeacherInputsOutput, Field(
 
 
 class TokenizerConfig(Settings):
-    """A byte-level BPE tokenizer, trained on the training split and stored with the data."""
+    """A byte-level BPE tokenizer, trained on the training split or shards and stored with the data."""
 
     vocab_size: Annotated[int, Field(ge=260)] = 4096
     """Number of tokens, the 256 bytes and the special ones among them."""
@@ -207,8 +247,8 @@ class DatasetConfig(Settings):
             yield ("rows",), "pairs without `completion:` can only become `output: {name: teacher_inputs}`"
         if self.output.name == "pretrain" and (self.rows.name != "pairs" or self.rows.prompt is not None):
             yield ("rows",), "pretrain shards hold documents: `rows: {name: pairs, completion: <column>}`"
-        if self.tokenizer is not None and (self.rows.name == "features" or self.output.name != "training"):
-            yield ("tokenizer",), "a tokenizer is trained for text or pairs with `output: {name: training}` only"
+        if self.tokenizer is not None and (self.rows.name == "features" or self.output.name == "teacher_inputs"):
+            yield ("tokenizer",), "a tokenizer is trained on text, pairs or chat that is for training or pretraining"
 
 
 class DataConfig(Settings):

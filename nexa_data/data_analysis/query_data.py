@@ -38,7 +38,7 @@ class DataQuery:
             UserError: there is no such shard; says which there are.
         """
         owners = [dataset for dataset in list_datasets(self._layout) if is_pretrain(dataset.manifest)]
-        shards = {split: dataset for dataset in owners for split in dataset.num_rows}
+        shards = {split: dataset for dataset in owners for split in dataset.training_splits}
         if shard not in shards:
             raise UserError(_missing("pretraining shard", shard, list(shards)))
         return _frame(shards[shard], shard).drop(columns="prompt")
@@ -71,7 +71,8 @@ class DataQuery:
         """The names that `sql` knows.
 
         `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all shards of a pretraining one,
-        `teacher_inputs_v1` a distillation dataset, and `predictions_<run_id>` what a run predicted.
+        `python_docs_text_v1_val` what that holds out, `teacher_inputs_v1` a distillation dataset, and
+        `predictions_<run_id>` what a run predicted.
         """
         return [name for name, _ in self._tables()]
 
@@ -98,11 +99,15 @@ class DataQuery:
 
     def _tables(self) -> Iterator[tuple[str, list[Path]]]:
         for dataset in list_datasets(self._layout):
-            paths = {split: dataset.split_path(split) for split in dataset.num_rows}
-            if dataset.category == "training" and not is_pretrain(dataset.manifest):
-                yield from ((f"{dataset.key}_{split}", [path]) for split, path in paths.items())
-            else:
-                yield dataset.key, list(paths.values())
+            together: tuple[str, ...] = ()
+            if dataset.category != "training":
+                together = tuple(dataset.num_rows)
+            elif is_pretrain(dataset.manifest):
+                together = dataset.training_splits
+            if together:
+                yield dataset.key, [dataset.split_path(split) for split in together]
+            apart = [split for split in dataset.num_rows if split not in together]
+            yield from ((f"{dataset.key}_{split}", [dataset.split_path(split)]) for split in apart)
         yield from ((f"predictions_{path.stem}", [path]) for path in self._prediction_files())
 
     def _prediction_files(self) -> list[Path]:

@@ -47,7 +47,7 @@ Judge = Callable[[Gathered], Any]
 
 
 def agree(
-    store: Store,
+    store: Store | None,
     world: World,
     *,
     topic: str,
@@ -56,7 +56,7 @@ def agree(
     timeout_seconds: float,
     clock: Callable[[], float] = time.time,
 ) -> Any:
-    """The verdict that every rank gets; reports and verdicts are what JSON can say.
+    """The verdict that every rank gets; reports and verdicts are what JSON can say. Alone, there is no store to ask.
 
     Args:
         topic: names this agreement; each topic is agreed on once in the life of a store.
@@ -64,6 +64,9 @@ def agree(
     Raises:
         NodeError: the store is gone or does not answer.
     """
+    if store is None:
+        assert world.is_alone
+        return judge(Gathered({world.rank: report}, {}))
     talk = _Talk(store, world, topic, report, judge, timeout_seconds, clock)
     try:
         return within(timeout_seconds + 2 * GRACE_SECONDS, talk.run)

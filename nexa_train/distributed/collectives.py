@@ -21,7 +21,7 @@ from nexa_train.distributed.world import World
 
 PRODUCT_SIZE = 512
 PRODUCT_REPEATS = 3
-SUM_BYTES = (2**12, 2**20, 2**24)
+SUM_BYTES = {"4 KiB": 2**12, "1 MiB": 2**20, "16 MiB": 2**24}
 SWAP_BYTES = 2**22
 MOST_ROUNDS = 3
 """Partners that each rank swaps with: one is enough to be cleared, and a slow rank is slow with all of them."""
@@ -53,7 +53,7 @@ def swap_with(values: Tensor, partner: int, timeout: timedelta) -> None:
 
 
 def check_collectives(
-    store: Store,
+    store: Store | None,
     world: World,
     device: torch.device,
     *,
@@ -72,8 +72,9 @@ def check_collectives(
     timeout = timedelta(seconds=timeout_seconds)
     report: dict[str, Any] = {"machine": _describe_machine(device), "products": _products(product, device)}
     try:
-        report["sums"] = _time_sums(world, device, timeout)
-        report["swap_seconds"] = _time_swaps(world, device, timeout, swap)
+        if not world.is_alone:
+            report["sums"] = _time_sums(world, device, timeout)
+            report["swap_seconds"] = _time_swaps(world, device, timeout, swap)
     except RuntimeError as error:  # the library's own errors all are
         report["error"] = str(error).partition("\n")[0]
     verdict = agree(
@@ -119,47 +120,46 @@ def _describe_machine(device: torch.device) -> str:
     return ", ".join(facts)
 
 
-def _time_sums(world: World, device: torch.device, timeout: timedelta) -> dict[str, dict[str, float]]:
-    """By size: seconds of the median all-reduce, and 1 where it gave the right sum."""
+def _time_sums(world: World, device: torch.device, timeout: timedelta) -> dict[str, dict[str, Any]]:
+    """By size: seconds of the median all-reduce, and whether each gave the right sum."""
     timed = {}
-    for size_bytes in SUM_BYTES:
+    for name, size_bytes in SUM_BYTES.items():
         seconds, is_right = [], True
         for _ in range(3):
             values = torch.full((size_bytes // 4,), float(world.rank + 1), device=device)
             _finish(device)
             began = time.monotonic()
-            if not world.is_alone:
-                dist.all_reduce(values, async_op=True).wait(timeout)
+            work = dist.all_reduce(values, async_op=True)
+            assert work is not None
+            work.wait(timeout)
             _finish(device)
             seconds.append(time.monotonic() - began)
             is_right = is_right and bool((values == world.size * (world.size + 1) // 2).all())
-        timed[str(size_bytes)] = {"seconds": statistics.median(seconds), "is_right": float(is_right)}
+        timed[name] = {"seconds": statistics.median(seconds), "is_right": is_right}
     return timed
 
 
-def _time_swaps(world: World, device: torch.device, timeout: timedelta, swap: Swap) -> float | None:
-    """Seconds of this rank's fastest swap with any of its partners; None when alone."""
+def _time_swaps(world: World, device: torch.device, timeout: timedelta, swap: Swap) -> float:
+    """Seconds of this rank's fastest swap with any of its partners."""
     values = torch.zeros(SWAP_BYTES // 4, device=device)
-    best = None
-    num_rounds = min(MOST_ROUNDS, world.size - 1 if world.size % 2 == 0 else world.size)
-    for round_index in range(0 if world.is_alone else num_rounds):
+    seconds = []
+    for round_index in range(min(MOST_ROUNDS, world.size - 1 if world.size % 2 == 0 else world.size)):
         partner = find_partner(world.rank, round_index, world.size)
         if partner is None:
             continue
         for _ in range(2):  # the first opens the connection
             began = time.monotonic()
             swap(values, partner, timeout)
-            seconds = time.monotonic() - began
-            best = seconds if best is None else min(best, seconds)
-    return best
+            seconds.append(time.monotonic() - began)
+    return min(seconds)
 
 
 def _judge(gathered: Gathered, *, world: World, timeout_seconds: float) -> list[dict[str, Any]]:
     reports = gathered.reports
     missing = missing_ranks(reports, world, timeout_seconds)
     checks = [*missing, *_failures(reports), *_steadiness(reports), *_agreement(reports)]
-    if not any(check.failed for check in (*missing, *_failures(reports))):
-        checks += [_sums(reports), *_links(reports)]
+    if not world.is_alone and not any(check.failed for check in (*missing, *_failures(reports))):
+        checks += [_sums(reports), _links(reports)]
     return [asdict(check) for check in checks]
 
 
@@ -203,7 +203,7 @@ def _agreement(reports: Mapping[int, Any]) -> list[Check]:
                 Check("product", False, says, "Take the odd node out of service and test its memory and processor.")
             )
         else:
-            checks.append(Check("product", True, f"{name_ranks(list(products))} agree: {usual[:12]} ({machine})"))
+            checks.append(Check("product", True, f"{name_ranks(list(products))} computed {usual[:12]} ({machine})"))
     if len(machines) > 1:
         checks.append(
             Check("machines", True, f"of {len(machines)} kinds: the same bits are not to be expected of them")
@@ -212,38 +212,31 @@ def _agreement(reports: Mapping[int, Any]) -> list[Check]:
 
 
 def _sums(reports: Mapping[int, Any]) -> Check:
-    wrong = [rank for rank, report in reports.items() if any(not sum_["is_right"] for sum_ in report["sums"].values())]
+    wrong = [
+        rank for rank, report in reports.items() if not all(timed["is_right"] for timed in report["sums"].values())
+    ]
     if wrong:
         remedy = "Run it again with NCCL_P2P_DISABLE=1, and test the links of that node."
         return Check("all-reduce", False, f"{name_ranks(wrong)} received a wrong sum", remedy)
     said = []
-    for size, _ in sorted(reports[min(reports)]["sums"].items(), key=lambda item: int(item[0])):
+    for size in SUM_BYTES:
         seconds = statistics.median(report["sums"][size]["seconds"] for report in reports.values())
-        said.append(f"{int(size) / 2**20:g} MiB {seconds * 1000:.1f} ms")
+        said.append(f"{size} {seconds * 1000:.1f} ms")
     return Check("all-reduce", True, f"right on {name_ranks(list(reports))}: {', '.join(said)}")
 
 
-def _links(reports: Mapping[int, Any]) -> list[Check]:
+def _links(reports: Mapping[int, Any]) -> Check:
     """Each rank's fastest swap against the median of all."""
-    best = {rank: report["swap_seconds"] for rank, report in reports.items() if report["swap_seconds"] is not None}
-    if not best:
-        return []
+    best = {rank: report["swap_seconds"] for rank, report in reports.items()}
     median = statistics.median(best.values())
     limit = min(max(SLOW_FACTOR * median, SLOW_FLOOR_SECONDS), SLOW_LIMIT_SECONDS)
     slow = {rank: seconds for rank, seconds in best.items() if seconds > limit}
     if not slow:
-        return [
-            Check(
-                "links",
-                True,
-                f"4 MiB there and back in {median * 1000:.1f} ms, at most {max(best.values()) * 1000:.1f}",
-            )
-        ]
+        says = f"4 MiB there and back in {median * 1000:.1f} ms, {max(best.values()) * 1000:.1f} on the slowest rank"
+        return Check("links", True, says)
     said = ", ".join(f"rank {rank} {seconds * 1000:.0f} ms" for rank, seconds in slow.items())
     says = f"4 MiB there and back took {said}; the median is {median * 1000:.1f} ms and {limit * 1000:.0f} are allowed"
-    return [
-        Check("links", False, says, "Look at that node's network cards, cables and other traffic, or leave it out.")
-    ]
+    return Check("links", False, says, "Look at that node's network cards, cables and other traffic, or leave it out.")
 
 
 def _finish(device: torch.device) -> None:

@@ -24,6 +24,7 @@ def describe_node(
     """
     facts = {
         "code": digests.of_code(),
+        "device": device.type,
         "python": platform.python_version(),
         **{f"package {name}": version for name, version in dependency_versions().items()},
     }

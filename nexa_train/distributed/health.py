@@ -4,7 +4,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
@@ -19,12 +19,16 @@ within a tenth of a second, so one further off has lost its time service."""
 MOST_DIFFERENCES = 8
 """Differing facts that a message spells out; two trees of packages may differ in hundreds."""
 
+RENDEZVOUS = "rendezvous"
+"""The name of the check that rank 0's port answers."""
+
 REMEDIES = {
     "code": "Put the same commit on every node.",
     "package": "Install the same requirements.txt on every node.",
     "python": "Install the same Python on every node.",
     "config": "Start every node with the same config file and overrides.",
     "dataset": "Copy the prepared dataset and its manifest from one node to the others, or share the folder.",
+    "device": "Set training.device to the one that all nodes have.",
     "driver": "Install the same NVIDIA driver on every node.",
     "cuda": "Install the same build of torch on every node.",
     "nccl": "Install the same build of torch on every node, and look for an LD_PRELOAD or LD_LIBRARY_PATH.",
@@ -63,13 +67,14 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Health:
-    """The verdict on all ranks. `nodes` are all reports on rank 0, and only its own on another."""
+    """The verdict on all ranks."""
 
     size: int
     nodes: tuple[NodeReport, ...] = ()
+    """Every rank's report, on the rank that judged them: rank 0, unless it never came. None on the others."""
     together: tuple[Check, ...] = ()
     """What concerns all ranks."""
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
     """Each names the rank, what was found on both sides, and what to do."""
 
     @property
@@ -116,8 +121,15 @@ class Health:
         return "\n".join([*lines, verdict if self.is_fit else "not fit to train: mend the lines marked BAD"])
 
 
+def require_rendezvous(world: World, checks: Iterable[Check]) -> None:
+    """Raises NodeError when this rank cannot reach the store: it cannot tell the others, who will miss its report."""
+    for check in checks:
+        if check.name == RENDEZVOUS and check.failed:
+            raise NodeError(f"{world.name}: {_join(check.name, check.says, check.do)}")
+
+
 def check_together(
-    store: Store,
+    store: Store | None,
     world: World,
     facts: Mapping[str, str],
     checks: Sequence[Check],
@@ -138,7 +150,7 @@ def check_together(
 
 
 def share_health(
-    store: Store,
+    store: Store | None,
     world: World,
     facts: Mapping[str, str],
     checks: Sequence[Check],
@@ -164,7 +176,7 @@ def share_health(
         timeout_seconds=timeout_seconds,
         clock=clock,
     )
-    nodes = tuple(map(_read_report, gathered_here[0].reports.values())) if gathered_here else (mine,)
+    nodes = tuple(map(_read_report, gathered_here[0].reports.values())) if gathered_here else ()
     return Health(
         size=world.size,
         nodes=nodes,
@@ -256,7 +268,7 @@ def _facts(reports: Mapping[int, NodeReport]) -> list[Check]:
     if found := _differences(reports):
         return found
     num_facts = len(next(iter(reports.values())).facts)
-    return [Check("facts", True, f"{num_facts} facts, the same on {name_ranks(list(reports))}")]
+    return [Check("facts", True, f"{num_facts} of code, packages and settings, equal on {name_ranks(list(reports))}")]
 
 
 def _differences(reports: Mapping[int, NodeReport]) -> list[Check]:

@@ -114,11 +114,10 @@ class _Pulse:
         return Beat(count, step, part, name, excused=time.monotonic() < until, left=self.left)
 
 
-class _Sender(threading.Thread):
+class _Sender:
     """Sends, reads, judges; and ends the process when the verdict is that the run stands still."""
 
     def __init__(self, pulse: _Pulse, store: Store, world: World, *, timeout_seconds: float, main_thread: int):
-        super().__init__(name="heartbeat", daemon=True)
         self.pulse, self.store, self.world, self.main_thread = pulse, store, world, main_thread
         self.timeout_seconds = timeout_seconds
         self.interval = min(SECONDS_BETWEEN_BEATS, timeout_seconds / 4)
@@ -130,8 +129,11 @@ class _Sender(threading.Thread):
         watched = tuple(range(world.size)) if world.is_main else (0,)
         self.watch = Watch(watched, timeout_seconds=timeout_seconds, now=self.answered_at)
 
-    def run(self) -> None:
-        threading.Thread(target=self._guard, name="heartbeat guard", daemon=True).start()
+    def start(self) -> None:
+        for work in (self._send_and_read, self._guard):
+            threading.Thread(target=work, name="heartbeat", daemon=True).start()
+
+    def _send_and_read(self) -> None:
         try:
             self._converse()
         except dist.DistError as error:

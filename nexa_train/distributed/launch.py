@@ -17,7 +17,7 @@ from nexa_core.runs import RunFolder
 WORKER = "nexa_train.distributed.worker"
 # A worker that is told to end finishes its step and saves; then it has had its time.
 SECONDS_TO_END = 120
-ENDINGS: dict[int, type[NexaError]] = {each.exit_code: each for each in (UserError, GateError, NodeError, Preempted)}
+ENDINGS: dict[int, type[NexaError]] = {each.exit_code: each for each in (NexaError, UserError, GateError, NodeError, Preempted)}
 
 
 def launch(

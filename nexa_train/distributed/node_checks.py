@@ -12,7 +12,7 @@ import torch
 
 from nexa_core import durable
 from nexa_train.distributed.gpu_errors import memory_errors, xid_errors
-from nexa_train.distributed.health import Check
+from nexa_train.distributed.health import RENDEZVOUS, Check
 from nexa_train.distributed.world import World
 
 LEAST_DISK_BYTES = 2**30
@@ -63,7 +63,7 @@ def check_node(
 
 def _device(world: World, device: torch.device) -> Check:
     if device.type != "cuda":
-        return Check("device", True, f"{device.type}; {os.cpu_count()} cores for {world.local_size} ranks")
+        return Check("device", True, f"{os.cpu_count()} processor cores, {world.local_size} of this run's processes")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if world.local_rank >= count:
         says = f"{count} GPUs are visible to torch {torch.__version__} and local rank {world.local_rank} needs its own"
@@ -88,7 +88,7 @@ def _memory(world: World, device: torch.device, need_bytes: int) -> Check:
     if available is None:
         return Check("memory", None, f"{MEMORY} cannot be read")
     need *= world.local_size
-    says = f"{_gib(available)} available ({_gib(need)} needed by {world.local_size} ranks)"
+    says = f"{_gib(available)} available ({_gib(need)} needed)"
     return Check("memory", available >= need, says, "End other programs, or start fewer processes on this node.")
 
 
@@ -175,7 +175,7 @@ def _endpoint(host: str, port: int, seconds: float) -> Check:
         try:
             with socket.create_connection((host, port), timeout=max(until - began, 0.1)):
                 took = time.monotonic() - began
-                return Check("rendezvous", True, f"{host}:{port} answers after {took * 1000:.1f} ms")
+                return Check(RENDEZVOUS, True, f"{host}:{port} answers after {took * 1000:.1f} ms")
         except OSError as error:
             reason = error.strerror or str(error)
         if time.monotonic() >= until:
@@ -185,7 +185,7 @@ def _endpoint(host: str, port: int, seconds: float) -> Check:
         "Check that rank 0 is up, that MASTER_ADDR is its name or address as this node sees it, and that no firewall "
         f"closes port {port} between them."
     )
-    return Check("rendezvous", False, f"{host}:{port} does not answer within {seconds:g} s: {reason}", remedy)
+    return Check(RENDEZVOUS, False, f"{host}:{port} does not answer within {seconds:g} s: {reason}", remedy)
 
 
 def _has_gpu(world: World) -> bool:

@@ -15,13 +15,15 @@ from nexa_train.distributed.world import World
 T = TypeVar("T")
 
 
-def open_store(world: World, environment: Mapping[str, str], *, timeout_seconds: float) -> Store:
-    """The store at MASTER_ADDR:MASTER_PORT: the launcher's where it has one, or else rank 0's own.
+def open_store(world: World, environment: Mapping[str, str], *, timeout_seconds: float) -> Store | None:
+    """The store at MASTER_ADDR:MASTER_PORT: the launcher's where it has one, or else rank 0's own; none when alone.
 
     Raises:
         UserError: the launcher did not say where it is.
         NodeError: it cannot be reached.
     """
+    if world.is_alone:
+        return None
     host, port = read_endpoint(environment)
     launcher_has_one = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 

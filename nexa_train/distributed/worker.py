@@ -1,7 +1,6 @@
 """One of the processes that `launch` starts: `python -m nexa_train.distributed.worker ORDER`."""
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -19,8 +18,6 @@ def work(order_path: Path) -> None:
     order = json.loads(order_path.read_bytes())
     config_path, resume_from = (None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from"))
     is_main = read_world(os.environ).is_main
-    if not is_main:
-        logging.getLogger("nexa_train").setLevel(logging.WARNING)  # the main process speaks for all
     result = run(
         RunConfig.model_validate_json(json.dumps(order["config"])),
         layout=Layout(Path(order["root"])),

@@ -1,0 +1,131 @@
+"""Causal attention inside each document of a pack, on a processor: no mask, and no work for pairs that one would hide.
+
+Registered with transformers under `DOCUMENTS`. It is an operator of its own, so that a compiled model sees one step
+with fixed shapes however the documents lie.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DOCUMENTS = "nexa_documents"
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def register() -> None:
+    """Make the attention known to transformers; again is no harm."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(DOCUMENTS, attend)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    documents: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: (rows, heads, tokens, width) in, (rows, tokens, heads, width) out.
+
+    Args:
+        documents: (rows, tokens) which document a token belongs to; 0 is padding, and a document's tokens lie together.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out, _lse = attend_within(query, key, value, documents, scale)
+    return out.transpose(1, 2), None
+
+
+@torch.library.custom_op("nexa::attend_within", mutates_args=())
+def attend_within(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The attention's result, zero at padding, and the logarithm of its denominators for the backward pass."""
+    out, lse = _like(query).zero_(), query.new_zeros(query.shape[:3], dtype=torch.float32)
+    for place in _places(documents):
+        parts = (tensor[place] for tensor in (query, key, value))
+        out[place], lse[place] = _forward(*parts, 0.0, True, scale=scale)
+    return out, lse
+
+
+@attend_within.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return _like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("nexa::attend_within_backward", mutates_args=())
+def attend_within_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    documents: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value."""
+    gradients = tuple(_like(query).zero_() for _ in range(3))
+    for place in _places(documents):
+        parts = (tensor[place] for tensor in (gradient, query, key, value, out, lse))
+        for whole, part in zip(gradients, _backward(*parts, 0.0, True, scale=scale), strict=True):
+            whole[place] = part
+    return gradients[0], gradients[1], gradients[2]
+
+
+@attend_within_backward.register_fake
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    documents: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(query), _like(query), _like(query)
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, documents, scale = inputs
+    ctx.save_for_backward(query, key, value, *output, documents)
+    ctx.scale = scale
+
+
+def _pass_back(ctx: Any, gradient: Tensor, _lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    query, key, value, out, lse, documents = ctx.saved_tensors
+    return (
+        *attend_within_backward(gradient, query, key, value, out, lse, documents, ctx.scale),
+        None,
+        None,
+    )
+
+
+attend_within.register_autograd(_pass_back, setup_context=_set_up)
+
+
+def _like(query: Tensor) -> Tensor:
+    """Room for a result of (rows, heads, tokens, width) that lies in memory as (rows, tokens, heads, width)."""
+    rows, heads, tokens, width = query.shape
+    return query.new_empty(rows, tokens, heads, width).transpose(1, 2)
+
+
+def _places(documents: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Where each document lies."""
+    for row, numbers in enumerate(documents.tolist()):
+        begin = 0
+        for place in range(1, len(numbers) + 1):
+            if place == len(numbers) or numbers[place] != numbers[begin]:
+                if numbers[begin]:
+                    yield slice(row, row + 1), slice(None), slice(begin, place)
+                begin = place

@@ -1,0 +1,182 @@
+"""Many processes: the same bytes as one, stopped and continued at another number, told to end, killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nexa_core.config import RunConfig
+from nexa_core.errors import UserError
+from nexa_core.paths import Layout
+from nexa_core.trackers import read_json_lines
+from nexa_models.checkpoint import load_checkpoint
+from nexa_train.distributed.strategies import sum_strided
+from nexa_train.distributed.world import World, read_world
+from nexa_train.train import run
+from tests.labs import make_config, make_lab, write_config
+from tests.test_training import files_of, only_run
+
+LANGUAGE_MODEL: dict[str, Any] = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}, "packing": {}}}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    make_lab(root)
+    return root
+
+
+@pytest.fixture
+def lab(prepared: Path, tmp_path: Path) -> Layout:
+    shutil.copytree(prepared, tmp_path / "lab")
+    return Layout(tmp_path / "lab")
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process makes of it."""
+    root = tmp_path_factory.mktemp("alone") / "lab"
+    shutil.copytree(prepared, root)
+    return files_of(run(config_of(1), layout=Layout(root)).run.path)
+
+
+def config_of(world_size: int, **training: Any) -> RunConfig:
+    changes = {**LANGUAGE_MODEL["training"], "batch_size": 16, "distributed": {"world_size": world_size}, **training}
+    return make_config("causal_lm", training=changes)
+
+
+def start(config: RunConfig, lab: Layout, tmp_path: Path, *options: str) -> subprocess.Popen[str]:
+    """`train` as a user starts it."""
+    path = write_config(tmp_path / f"run_{config.training.distributed.world_size}.yaml", config)
+    command = [sys.executable, "-m", "nexa_train.train", "--config", str(path), "--resume", *options]
+    environment = {**os.environ, "NEXA_ROOT": str(lab.root)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(lab: Layout, step: int) -> None:
+    """Until the run has a checkpoint of that step or a later one."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for last in lab.runs.glob("*/*/checkpoints/last.pt"):
+            if load_checkpoint(last).step >= step:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the run did not come that far")
+
+
+# The sum
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 13])
+def test_the_tree_adds_the_same_pairs_for_any_number_of_processes(count: int) -> None:
+    """Held on floats whose sum depends on the order."""
+    leaves = np.random.default_rng(count).normal(size=count).astype(np.float32)
+
+    def of_class(start: int, stride: int) -> np.float32 | None:
+        return sum_strided(lambda index: leaves[index], lambda one, other: one + other, start, stride, count)
+
+    whole = of_class(0, 1)
+    for size in (2, 4, 8):
+        parts = [of_class(rank, size) for rank in range(size)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [
+                one if other is None else one + other for one, other in zip(parts[:half], parts[half:], strict=True)
+            ]
+        assert parts == [whole]
+
+
+# The processes
+
+
+def test_a_launchers_variables_say_which_process_this_is() -> None:
+    assert read_world({}) == World()
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
+    assert read_world(variables) == World(5, 8, 1, 4, node=1, num_nodes=2)
+    with pytest.raises(UserError, match="have to be numbers"):
+        read_world({**variables, "RANK": "first"})
+    with pytest.raises(UserError, match="rank 9 of 8"):
+        read_world({**variables, "RANK": "9"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_processes_gives_the_bytes_of_one(
+    lab: Layout, alone: dict[str, bytes], world_size: int
+) -> None:
+    result = run(config_of(world_size), layout=lab)
+    assert files_of(result.run.path) == alone
+
+
+@pytest.mark.slow
+def test_a_run_told_to_end_at_two_processes_is_continued_by_one(
+    lab: Layout, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = start(config_of(2), lab, tmp_path)
+    wait_for_step(lab, 3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert not list(lab.run_manifests.glob("*.json"))
+    result = run(config_of(1), layout=lab, resume=True)
+    assert files_of(result.run.path) == alone
+    lines = read_json_lines(result.run.step_metrics)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(
+    lab: Layout, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = start(config_of(2), lab, tmp_path)
+    wait_for_step(lab, 3)
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "distributed.worker"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 4, said
+    assert "was killed by signal 9" in said
+    again = start(config_of(2), lab, tmp_path)
+    out, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert files_of(only_run(lab)) == alone
+    assert out.splitlines()[-1].startswith("manifest runs/manifests/causal_lm_")
+
+
+def test_a_process_told_to_end_finishes_its_step_and_says_how_to_go_on(
+    lab: Layout, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = start(config_of(1), lab, tmp_path)
+    wait_for_step(lab, 1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "the same command with --resume continues there" in said
+    result = run(config_of(1), layout=lab, resume=True)
+    assert files_of(result.run.path) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp"])
+def test_the_fast_reduction_learns_the_same_within_rounding(lab: Layout, strategy: str) -> None:
+    without_dropout = {"parameters": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_tokens": 32}}
+    runs = {}
+    for size in (1, 2):
+        distributed = {"world_size": size, "determinism": "fast", "strategy": strategy}
+        training = {**LANGUAGE_MODEL["training"], "distributed": distributed, "max_steps": 5}
+        config = make_config("causal_lm", training=training, model=without_dropout)
+        runs[size] = run(config, layout=lab)
+    one, other = (load_checkpoint(result.checkpoint) for result in runs.values())
+    assert [entry["loss"] for entry in one.history] == pytest.approx([entry["loss"] for entry in other.history], rel=1e-4)
+    lineage = json.loads(runs[2].run.lineage.read_text())
+    assert lineage["inputs"]["numerics"]["determinism"] == "fast, 2 processes"

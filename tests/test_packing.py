@@ -1,0 +1,120 @@
+"""Packs: the same loss and gradients as one row after the other, in less room."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nexa_core.errors import UserError
+from nexa_models.causal_lm import CausalLm
+from nexa_models.encoding import Batch, PackedRows, Ragged, Sequences
+from nexa_models.packing import pack
+from nexa_models.predict import summed_loss
+
+ALL = np.arange(9)
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(40, 90))
+def test_every_sequence_is_in_one_pack_that_it_fits_into(lengths: list[int], width: int) -> None:
+    packs = pack(np.array(lengths, dtype=np.int64), width)
+    assert sorted(index for each in packs for index in each) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in each) <= width for each in packs)
+    lower_bound = -(-sum(lengths) // width)
+    assert len(packs) <= 11 / 9 * max(lower_bound, 1) + len([each for each in lengths if 2 * each > width]) + 1
+
+
+def test_the_fullest_pack_that_still_takes_a_sequence_gets_it() -> None:
+    assert [each.tolist() for each in pack(np.array([2, 7, 3, 6, 1, 4]), 10)] == [[1, 2], [3, 5], [0, 4]]
+
+
+def test_a_sequence_longer_than_a_pack_is_refused() -> None:
+    with pytest.raises(UserError, match="A row of 11 tokens does not fit into packs of 10"):
+        pack(np.array([3, 11]), 10)
+
+
+@pytest.fixture
+def sequences() -> Sequences:
+    draw = np.random.default_rng(0)
+    tokens = [draw.integers(3, 50, size=size) for size in (12, 5, 9, 1, 7, 3, 16, 2, 8)]
+    learned = [draw.random(len(each)) < 0.7 for each in tokens]
+    return Sequences(Ragged.of(tokens), np.concatenate(learned), padding_id=0)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest) -> CausalLm:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if request.param == "llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        transformer = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes))
+    else:
+        transformer = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
+    return CausalLm(transformer, num_tokens=50).eval()
+
+
+def loss_and_gradients(model: CausalLm, batches: list[Batch]) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    losses = [summed_loss(model(**batch.inputs), batch.targets) for batch in batches]
+    torch.stack(losses).sum().backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return float(sum(losses)), gradients
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "padded further"])
+def test_loss_and_gradients_are_those_of_one_row_after_the_other(
+    model: CausalLm, sequences: Sequences, layout: str
+) -> None:
+    one_by_one = [sequences.batch(np.array([row])) for row in ALL]
+    loss, gradients = loss_and_gradients(model, one_by_one)
+    if layout == "packed":
+        packed = PackedRows.of(sequences, 20)
+        assert len(packed) < len(sequences)
+        batch = packed.batch(np.arange(len(packed)))
+    elif layout == "padded":
+        batch = sequences.batch(ALL)
+    else:
+        wide = Sequences(sequences.tokens, sequences.learned, padding_id=0, multiple=64, num_rows=12)
+        batch = wide.batch(ALL)
+        assert batch.inputs["ids"].shape == (12, 64)
+    assert len(batch.targets) == sequences.target_counts_N.sum() == sum(len(each.targets) for each in one_by_one)
+    other_loss, other_gradients = loss_and_gradients(model, [batch])
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_row_is_not_touched_by_its_neighbours(model: CausalLm, sequences: Sequences) -> None:
+    """No leak: other neighbours in the pack leave the logits as they were."""
+    packed = PackedRows.of(sequences, 20)
+    rows = np.arange(len(packed))
+    batch = packed.batch(rows)
+    with torch.inference_mode():
+        before = model(**batch.inputs)
+        changed = {**batch.inputs, "ids": batch.inputs["ids"].clone()}
+        is_first = batch.inputs["documents"] == batch.inputs["documents"][0, 0]
+        changed["ids"][is_first] = 1
+        after = model(**changed)
+    touched = is_first.flatten()[batch.inputs["at"]]
+    assert touched.any()
+    assert not touched.all()
+    assert torch.equal(before[~touched], after[~touched])
+    assert not torch.equal(before[touched], after[touched])
+
+
+def test_the_counts_of_a_pack_are_those_of_its_rows(sequences: Sequences) -> None:
+    packed = PackedRows.of(sequences, 20)
+    for index in range(len(packed)):
+        batch = packed.batch(np.array([index]))
+        assert batch.num_tokens == packed.token_counts_N[index]
+        assert len(batch.targets) == packed.target_counts_N[index]
+        assert batch.num_slots == 20
+
+
+def test_the_first_token_of_a_row_is_no_target(sequences: Sequences) -> None:
+    everything = Sequences(sequences.tokens, np.ones_like(sequences.learned), padding_id=0)
+    assert everything.target_counts_N.tolist() == (sequences.tokens.lengths - 1).tolist()
+    batch = everything.batch(np.array([6]))
+    assert batch.targets.tolist() == sequences.tokens.flat[sequences.tokens.offsets[6] + 1 :][:15].tolist()
