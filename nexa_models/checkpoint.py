@@ -4,7 +4,6 @@ A checkpoint holds no run id and no time, so that equal runs leave equal files.
 """
 
 import hashlib
-import io
 import json
 import pickle
 import struct
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from nexa_core import durable
 from nexa_core.errors import UserError
+from nexa_models.lora import load_state
 from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model
 
@@ -66,9 +66,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "optimizer": checkpoint.optimizer,
     }
     payload["digest"] = content_digest(payload)
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    durable.write_bytes(path, buffer.getvalue())
+    with durable.create(path) as file:
+        torch.save(payload, file)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -108,7 +107,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def model_of(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's model with its weights, in evaluation mode on the CPU."""
     model = build_model(checkpoint.spec)
-    model.load_state_dict(checkpoint.model)
+    load_state(model, checkpoint.spec, checkpoint.model)
     return model.eval()
 
 

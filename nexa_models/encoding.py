@@ -4,7 +4,7 @@ Targets that are not to be learned are `IGNORED`; a batch's loss is the sum over
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -13,10 +13,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from nexa_core.config.model import CausalLmParameters, TextClassifierParameters
+from nexa_core.errors import UserError
+from nexa_data.rows import plain_messages
+from nexa_models.chat import encode_conversations
 from nexa_models.packing import pack
 from nexa_models.spec import ModelSpec
-from nexa_models.vocabulary import encode_hashed, hashed_vocabulary, load_tokenizer, special_ids
+from nexa_models.vocabulary import encode_plain, encode_texts, special_ids_of
 
 IGNORED = -100  # what torch's cross_entropy leaves out by default
 
@@ -68,7 +70,7 @@ class Encoded(Protocol):
 def encode(table: pa.Table, spec: ModelSpec) -> Encoded:
     """The rows of a canonical table as `spec`'s model reads them; without a label or completion, targets are `IGNORED`."""
     if spec.is_language_model:
-        return _encode_pairs(table, spec)
+        return _encode_chats(table, spec) if spec.kind == "chat" else _encode_pairs(table, spec)
     targets_N = _label_indices(table, spec)
     if spec.kind == "features":
         return FeatureRows(_features(table, spec), targets_N)
@@ -162,6 +164,8 @@ class Sequences:
     """Whether each token of `tokens.flat` is to be predicted."""
     padding_id: int
     notes: tuple[str, ...] = ()
+    rows_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """The table's row that each sequence is of; a long document has several."""
     multiple: int = 1
     """Batches are as wide as the next multiple of it, so that a compiled model sees few shapes."""
     num_rows: int | None = None
@@ -268,11 +272,6 @@ class PackedRows:
         return np.diff(summed[self.packs.offsets])
 
 
-def max_tokens_of(spec: ModelSpec) -> int:
-    """The longest sequence that a language model of this spec reads."""
-    return CausalLmParameters.model_validate_json(spec.parameters_json).max_tokens
-
-
 def _features(table: pa.Table, spec: ModelSpec) -> np.ndarray:
     column = table.column("features").combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
@@ -287,42 +286,70 @@ def _label_indices(table: pa.Table, spec: ModelSpec) -> np.ndarray:
 
 
 def _encode_text(table: pa.Table, spec: ModelSpec, targets_N: np.ndarray) -> TextRows:
-    texts = table.column("text").to_pylist()
-    max_tokens = TextClassifierParameters.model_validate_json(spec.parameters_json).max_tokens
-    if spec.tokenizer is None:
-        sequences, padding_id = encode_hashed(texts, hashed_vocabulary(spec)), 0
-    else:
-        tokenizer = load_tokenizer(spec.tokenizer)
-        sequences = [np.array(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts)]
-        padding_id = special_ids(tokenizer).padding
-    num_cut = sum(len(sequence) > max_tokens for sequence in sequences)
-    cut = Ragged.of([sequence[:max_tokens] for sequence in sequences])
-    return TextRows(cut, targets_N, padding_id, _cut_note(num_cut, len(texts), max_tokens))
+    sequences, num_cut = encode_texts(table.column("text").to_pylist(), spec)
+    padding_id = 0 if spec.tokenizer is None else special_ids_of(spec).padding
+    notes = _cut_note(num_cut, len(sequences), spec.max_tokens)
+    return TextRows(Ragged.of(sequences), targets_N, padding_id, notes)
 
 
 def _encode_pairs(table: pa.Table, spec: ModelSpec) -> Sequences:
-    assert spec.tokenizer is not None
-    tokenizer = load_tokenizer(spec.tokenizer)
-    special = special_ids(tokenizer)
-    max_tokens = max_tokens_of(spec)
-    prompts = tokenizer.encode_batch_fast([text or "" for text in table.column("prompt").to_pylist()])
-    completions = tokenizer.encode_batch_fast([text or "" for text in table.column("completion").to_pylist()])
-    whole = [np.array([special.begin, *p.ids, *c.ids, special.end]) for p, c in zip(prompts, completions, strict=True)]
-    first_learned = [1 + len(prompt.ids) for prompt in prompts]
-    masks = [np.arange(len(tokens)) >= first for tokens, first in zip(whole, first_learned, strict=True)]
-    return _cut_sequences(whole, masks, max_tokens, special.padding)
+    """Each pair as beginning, prompt, completion, end, of which the last two are learned.
+
+    A document, which has no prompt, is learned whole: where it is longer than `max_tokens` it goes on in further
+    sequences, each beginning with the last token of the one before.
+    """
+    special = special_ids_of(spec)
+    begin = [] if special.begin is None else [special.begin]
+    prompts, completions = table.column("prompt").to_pylist(), table.column("completion").to_pylist()
+    encoded = zip(
+        encode_plain([text or "" for text in prompts], spec),
+        encode_plain([text or "" for text in completions], spec),
+        strict=True,
+    )
+    whole, masks, is_document = [], [], [not prompt for prompt in prompts]
+    for prompt, completion in encoded:
+        whole.append(np.array([*begin, *prompt, *completion, special.end], dtype=np.int32))
+        masks.append(np.arange(len(whole[-1])) >= len(begin) + len(prompt))
+    return _cut_sequences(whole, masks, spec, go_on=is_document)
+
+
+def _encode_chats(table: pa.Table, spec: ModelSpec) -> Sequences:
+    """Each conversation as the chat template writes it; what the assistant says is learned."""
+    conversations = [plain_messages(messages) for messages in table.column("messages").to_pylist()]
+    for number, conversation in enumerate(conversations, 1):
+        if weighted := sorted({key for message in conversation for key in ("train", "weight") if key in message}):
+            raise UserError(
+                f"Conversation {number} has messages with '{weighted[0]}', which nothing here reads; all turns of the "
+                "assistant are learned alike. Leave the key out, or the turns that are not to be learned."
+            )
+    encoded = encode_conversations(conversations, spec)
+    return _cut_sequences([ids for ids, _ in encoded], [learned for _, learned in encoded], spec)
 
 
 def _cut_sequences(
-    sequences: list[np.ndarray], learned: list[np.ndarray], max_tokens: int, padding_id: int
+    sequences: list[np.ndarray], learned: list[np.ndarray], spec: ModelSpec, go_on: Sequence[bool] | None = None
 ) -> Sequences:
-    num_cut = sum(len(sequence) > max_tokens for sequence in sequences)
-    notes = list(_cut_note(num_cut, len(sequences), max_tokens))
-    cut = Ragged.of([sequence[:max_tokens] for sequence in sequences])
-    mask = Ragged.of([each[:max_tokens] for each in learned], dtype=np.bool_)
-    encoded = Sequences(cut, mask.flat, padding_id)
-    if num_silent := int((encoded.target_counts_N == 0).sum()):
-        notes.append(f"{num_silent} rows teach nothing: what is to be learned lies beyond max_tokens = {max_tokens}")
+    """Sequences of at most `max_tokens`: longer ones are cut there, or `go_on` in further ones."""
+    parts: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    rows: list[int] = []
+    num_cut, stride = 0, spec.max_tokens - 1  # a sequence's last token is the next one's first
+    for row, (tokens, mask) in enumerate(zip(sequences, learned, strict=True)):
+        goes_on = go_on is not None and go_on[row]
+        num_cut += len(tokens) > spec.max_tokens and not goes_on
+        for start in range(0, max(len(tokens) - 1, 1), stride) if goes_on else (0,):
+            parts.append(tokens[start : start + spec.max_tokens])
+            masks.append(mask[start : start + spec.max_tokens])
+            rows.append(row)
+    notes = list(_cut_note(num_cut, len(sequences), spec.max_tokens))
+    encoded = Sequences(
+        Ragged.of(parts), Ragged.of(masks, dtype=np.bool_).flat, special_ids_of(spec).padding, rows_N=np.array(rows)
+    )
+    taught = np.bincount(encoded.rows_N, weights=encoded.target_counts_N, minlength=len(sequences))
+    if num_silent := int((taught == 0).sum()):
+        notes.append(
+            f"{num_silent} rows teach nothing: what is to be learned lies beyond max_tokens = {spec.max_tokens}"
+        )
     return replace(encoded, notes=tuple(notes))
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,12 @@ from torch.nn import functional
 
 from nexa_core.errors import GateError
 from nexa_core.metrics import Scores, classification_scores, language_model_scores
+from nexa_data.rows import plain_messages
 from nexa_models.causal_lm import CausalLm
-from nexa_models.encoding import IGNORED, Batch, Encoded, encode
+from nexa_models.chat import prompt_ids, stop_ids
+from nexa_models.encoding import IGNORED, Batch, Encoded, Sequences, encode
 from nexa_models.spec import ModelSpec
-from nexa_models.vocabulary import load_tokenizer, special_ids
+from nexa_models.vocabulary import load_tokenizer, special_ids_of, token_bytes
 
 CLASSIFICATION_SCHEMA = pa.schema(
     [
@@ -103,28 +106,28 @@ def predicted_numbers(predictions: pa.Table, spec: ModelSpec) -> np.ndarray:
 def complete(
     model: nn.Module,
     spec: ModelSpec,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     max_new_tokens: int,
     batch_size: int,
     device: torch.device,
 ) -> list[str | None]:
-    """A language model's greedy completions; None for a prompt that leaves no room in its `max_tokens`.
+    """A language model's greedy completions of texts, or of conversations that an assistant is to go on with; None for one
+    that leaves no room in the model's `max_tokens`.
 
     A completion ends after `max_new_tokens`, or earlier where the model's `max_tokens` are full.
     """
     assert spec.tokenizer is not None
     assert isinstance(model, CausalLm)
-    tokenizer = load_tokenizer(spec.tokenizer)
-    special = special_ids(tokenizer)
-    prompt_ids = [[special.begin, *encoding.ids] for encoding in tokenizer.encode_batch_fast(list(prompts))]
-    rooms = [min(max_new_tokens, spec.model["parameters"]["max_tokens"] - len(ids)) for ids in prompt_ids]
+    tokenizer, padding_id = load_tokenizer(spec.tokenizer), special_ids_of(spec).padding
+    ids_of_prompts = prompt_ids(prompts, spec)
+    rooms = [min(max_new_tokens, spec.max_tokens - len(ids)) for ids in ids_of_prompts]
     texts: list[str | None] = [None] * len(prompts)
     with torch.inference_mode():
         for room in sorted({room for room in rooms if room > 0}, reverse=True):
             for chunk in _chunks([row for row in range(len(prompts)) if rooms[row] == room], batch_size):
-                padded, mask = _left_padded([prompt_ids[row] for row in chunk], special.padding, device)
-                ends = {"end_id": special.end, "padding_id": special.padding}
+                padded, mask = _left_padded([ids_of_prompts[row] for row in chunk], padding_id, device)
+                ends = {"end_id": stop_ids(spec), "padding_id": padding_id}
                 out = model.generate(padded, mask, max_new_tokens=room, **ends)
                 for row, text in zip(chunk, tokenizer.decode_batch(out.tolist()), strict=True):
                     texts[row] = text
@@ -169,53 +172,52 @@ def _lists(values_NK: np.ndarray) -> pa.Array:
 def _predict_text(
     model: nn.Module, spec: ModelSpec, table: pa.Table, encoded: Encoded, asked: Asked, device: torch.device
 ) -> pa.Table:
-    byte_lengths_V = _token_bytes(spec).to(device)
+    assert isinstance(encoded, Sequences)
+    byte_lengths_V = torch.from_numpy(token_bytes(spec)).to(device)
     unigram_V = model.get_buffer("unigram_log_probs_V")
-    sums: dict[str, list[np.ndarray]] = {"loss": [], "unigram_loss": [], "num_tokens": [], "num_bytes": []}
-    for rows in cut_rows(len(encoded), asked.batch_size):
-        batch = encoded.batch(rows).to(device)
+    sums = np.zeros((4, table.num_rows))  # of each row: loss, unigram loss, tokens, bytes
+    for sequences in cut_rows(len(encoded), asked.batch_size):
+        batch = encoded.batch(sequences).to(device)
         assert batch.target_rows is not None
-        logits = model(**batch.inputs).float()
-        per_target = {
-            "loss": functional.cross_entropy(logits, batch.targets, reduction="none"),
-            "unigram_loss": -unigram_V[batch.targets],
-            "num_tokens": torch.ones_like(batch.targets),
-            "num_bytes": byte_lengths_V[batch.targets],
-        }
-        for name, values in per_target.items():
-            weights = values.double().cpu().numpy()
-            sums[name].append(np.bincount(batch.target_rows, weights=weights, minlength=len(rows)))
-    loss, unigram_loss, num_tokens, num_bytes = (np.concatenate(each) for each in sums.values())
+        rows = encoded.rows_N[sequences][batch.target_rows]
+        per_target = (
+            functional.cross_entropy(model(**batch.inputs).float(), batch.targets, reduction="none"),
+            -unigram_V[batch.targets],
+            torch.ones_like(batch.targets),
+            byte_lengths_V[batch.targets],
+        )
+        for total, values in zip(sums, per_target, strict=True):
+            total += np.bincount(rows, weights=values.double().cpu().numpy(), minlength=table.num_rows)
+    prompts, targets = _asked_and_wanted(table)
     columns = {
         "row_id": table["row_id"],
-        "target": table["completion"],
-        "prediction": _complete_first(model, spec, table, asked, device),
-        "loss": loss,
-        "unigram_loss": unigram_loss,
-        "num_tokens": num_tokens.astype(np.int64),
-        "num_bytes": num_bytes.astype(np.int64),
+        "target": targets,
+        "prediction": _complete_first(model, spec, prompts, asked, device),
+        "loss": sums[0],
+        "unigram_loss": sums[1],
+        "num_tokens": sums[2].astype(np.int64),
+        "num_bytes": sums[3].astype(np.int64),
     }
     return pa.table(columns, schema=LANGUAGE_MODEL_SCHEMA)
 
 
-def _token_bytes(spec: ModelSpec) -> Tensor:
-    """Bytes of text each token stands for: byte-level BPE writes one character a byte; special tokens stand for none."""
-    assert spec.tokenizer is not None
-    tokenizer = load_tokenizer(spec.tokenizer)
-    special = tokenizer.get_added_tokens_decoder()
-    vocabulary = tokenizer.get_vocab()
-    lengths = torch.zeros(len(vocabulary), dtype=torch.int64)
-    for token, index in vocabulary.items():
-        lengths[index] = 0 if index in special else len(token)
-    return lengths
+def _asked_and_wanted(table: pa.Table) -> tuple[list[Any], list[str]]:
+    """Of each row what a model is asked and what it should answer; of a conversation, the assistant's last turn."""
+    if "messages" not in table.column_names:
+        return table["prompt"].to_pylist(), table["completion"].to_pylist()
+    prompts, targets = [], []
+    for messages in table["messages"].to_pylist():
+        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+        prompts.append(plain_messages(messages[:last]))
+        targets.append(messages[last]["content"])
+    return prompts, targets
 
 
 def _complete_first(
-    model: nn.Module, spec: ModelSpec, table: pa.Table, asked: Asked, device: torch.device
+    model: nn.Module, spec: ModelSpec, prompts: Sequence[Any], asked: Asked, device: torch.device
 ) -> list[str | None]:
     """Completions of the first rows that have a prompt; None for the others."""
-    prompts = dict(enumerate(table["prompt"].to_pylist()))
-    rows = [row for row, prompt in prompts.items() if prompt][: asked.generate_rows]
+    rows = [row for row, prompt in enumerate(prompts) if prompt][: asked.generate_rows]
     completed = complete(
         model,
         spec,
@@ -225,7 +227,7 @@ def _complete_first(
         device=device,
     )
     texts = dict(zip(rows, completed, strict=True))
-    return [texts.get(row) for row in prompts]
+    return [texts.get(row) for row in range(len(prompts))]
 
 
 def _left_padded(sequences: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -83,4 +83,6 @@ def read_result(layout: Layout, run: RunFolder) -> TrainingResult:
     path = layout.run_manifests / f"{run.run_id}.json"
     manifest = read_manifest(path)
     metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-    return TrainingResult(run, path, manifest, layout.absolute(manifest["checkpoint"]), metrics, None)
+    lineage = read_lineage(run)
+    twin = None if lineage is None else compare_with_twin(layout, lineage)
+    return TrainingResult(run, path, manifest, layout.absolute(manifest["checkpoint"]), metrics, twin)

@@ -20,7 +20,7 @@ from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
-from nexa_models.encoding import Encoded, PackedRows, Sequences, encode, max_tokens_of
+from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_train.baseline import unigram_log_probs
@@ -97,6 +97,10 @@ def make_job(
             "determinism": "exact" if exact else f"fast, {world.size} processes",
         },
     )
+    if spec.pretrained is not None:
+        inputs["pretrained"] = spec.pretrained.files
+    if source is not None:
+        inputs["begun_at"] = digests.of_file(source)
     return Job(
         config=config,
         layout=layout,
@@ -109,7 +113,7 @@ def make_job(
         model=_made_fast(model.to(device), training),
         is_exact=exact,
         source=source,
-        inputs=inputs if source is None else {**inputs, "begun_at": digests.of_file(source)},
+        inputs=inputs,
     )
 
 
@@ -194,7 +198,7 @@ def _arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows:
         encoded = replace(encoded, multiple=WIDTH_MULTIPLE, num_rows=num_rows)
     if training.packing is None:
         return encoded
-    packed = PackedRows.of(encoded, training.packing.max_tokens or max_tokens_of(spec))
+    packed = PackedRows.of(encoded, training.packing.max_tokens or spec.max_tokens)
     logger.info("%s", packed.note)
     return packed
 

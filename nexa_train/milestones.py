@@ -12,6 +12,7 @@ from nexa_core.cost import CostMeter
 from nexa_core.errors import GateError
 from nexa_core.trackers import Tracker
 from nexa_models.checkpoint import Checkpoint, save_checkpoint
+from nexa_models.lora import saved_state
 from nexa_train.checkpoints import checkpoint_name, is_scheduled, prune_checkpoints, ranked_checkpoints
 from nexa_train.distributed.group import Group
 from nexa_train.job import Job
@@ -112,6 +113,6 @@ def describe_state(job: Job, state: State) -> Checkpoint:
         fingerprint=job.fingerprint,
         step=state.step,
         history=tuple(dict(entry) for entry in state.history),
-        model=state.model.state_dict(),
+        model=saved_state(state.model, job.spec),
         optimizer=state.optimizer.state_dict(),
     )

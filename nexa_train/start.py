@@ -16,6 +16,8 @@ from nexa_core.lineage import read_lineage, write_lineage
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run, list_runs
 from nexa_models.checkpoint import load_checkpoint
+from nexa_models.lora import load_state
+from nexa_models.table import load_pretrained
 from nexa_train.checkpoints import checkpoint_name, newest_checkpoint
 from nexa_train.distributed.group import Group
 from nexa_train.job import Job
@@ -86,8 +88,10 @@ def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
     group.wait_for_all()
     state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
     checkpoint = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch)
-    if checkpoint is not None:
-        state.model.load_state_dict(checkpoint.model)
+    if checkpoint is None:
+        load_pretrained(state.model, job.spec)
+    else:
+        load_state(state.model, job.spec, checkpoint.model)
         state.optimizer.load_state_dict(checkpoint.optimizer)
         state.step, state.history = checkpoint.step, list(checkpoint.history)
         logger.info("continuing at step %d", state.step)

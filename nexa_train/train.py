@@ -126,9 +126,9 @@ def _run_in(
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
         _train(job, folder, state, meter, group)
         if is_main:
-            finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
+            result = finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
         group.wait_for_all()
-    return read_result(job.layout, folder)
+    return result if is_main else read_result(job.layout, folder)
 
 
 def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, group: Group) -> None:

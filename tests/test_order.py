@@ -11,7 +11,7 @@ from nexa_train.order import Plan, derive_seed, epoch_order
 
 
 def plan(**changes: int | None) -> Plan:
-    values = {"num_rows": 103, "batch_size": 10, "accumulation": 1, "epochs": 3, "max_steps": None, "seed": 7}
+    values = {"num_rows": 103, "batch_size": 10, "num_microbatches": 1, "epochs": 3, "max_steps": None, "seed": 7}
     return Plan(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -41,7 +41,7 @@ def test_the_order_looks_random() -> None:
 def test_a_batch_holds_the_same_rows_however_it_is_cut(accumulation: int) -> None:
     for step in (0, 5, 10, 11, 32):
         whole = plan().microbatches(step)[0]
-        cut = plan(accumulation=accumulation).microbatches(step)
+        cut = plan(num_microbatches=accumulation).microbatches(step)
         assert np.concatenate(cut).tolist() == whole.tolist()
         assert all(len(part) for part in cut)
 

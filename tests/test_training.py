@@ -432,7 +432,6 @@ def test_predictions_are_left_out_when_not_wanted(lab: Layout) -> None:
     [
         ("mlp", {"data": {"dataset": "pairs"}}, "reads rows of features; dataset pairs_v1 holds pairs"),
         ("mlp", {"data": {"dataset": "imagse"}}, "Did you mean 'images_v1'"),
-        ("mlp", {"training": {"distributed": {"world_size": 2}}}, "with 2 processes is not part of this version"),
         ("mlp", {"model": {"name": "mpl:build"}}, "Cannot load model 'mpl:build'"),
         ("cnn", {"model": {"name": "cnn", "parameters": {"channels": [2, 2, 2, 2]}}}, "too small"),
         ("causal_lm", {"model": {"name": "causal_lm", "parameters": {"hidden_size": 10, "num_heads": 4}}}, "4 heads"),

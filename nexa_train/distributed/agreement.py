@@ -67,11 +67,12 @@ def agree(
     if store is None:
         assert world.is_alone
         return judge(Gathered({world.rank: report}, {}))
+    patience = timeout_seconds + GRACE_SECONDS + 1
     talk = _Talk(store, world, topic, report, judge, timeout_seconds, clock)
     try:
-        return within(timeout_seconds + 2 * GRACE_SECONDS, talk.run)
+        return within(patience, talk.run)
     except TimeoutError:
-        what = f"has not answered for {timeout_seconds + 2 * GRACE_SECONDS:g} s"
+        what = f"has not answered for {patience:g} s"
     except dist.DistError as error:
         what = f"is gone ({str(error).partition(chr(10))[0]})"
     raise NodeError(

@@ -2,10 +2,12 @@
 
 Two threads a rank. One talks to the store: it sends this rank's beat about once a second, reads what rank 0 says, and
 on rank 0 reads everyone's and judges, so that the store carries as many messages as there are ranks and not their
-square. The other only watches the first, because a call on a store whose host is stopped never returns.
+square. The other only watches the first, because a call on a store whose host is stopped never returns; and it gives a
+sign of life to a process beside the rank, which ends a rank that is stopped itself.
 """
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 
@@ -22,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from nexa_core.errors import NodeError
+from nexa_train.distributed.guardian import start_guardian
 from nexa_train.distributed.stall import Beat, Stall, Watch
 from nexa_train.distributed.store import own_connection
 from nexa_train.distributed.world import World
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_BEATS = 1.0
 LINGER_SECONDS = 2.0
 """What rank 0 waits for the others to read its verdict, and they for the end of a run whose store has gone."""
+GUARDIAN_SECONDS = 1.0
+"""What a stopped process is given beyond the timeout, so that the others have named it before it ends."""
 PHASE_LIMIT_SECONDS = 3600.0
 MOST_STACKS = 4
 MOST_FRAMES = 12
@@ -130,6 +135,7 @@ class _Sender:
         self.watch = Watch(watched, timeout_seconds=timeout_seconds, now=self.answered_at)
 
     def start(self) -> None:
+        self.guardian = start_guardian(self.world.name, seconds=self.timeout_seconds + GUARDIAN_SECONDS)
         for work in (self._send_and_read, self._guard):
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
@@ -152,9 +158,10 @@ class _Sender:
             if is_leaving and (not self.world.is_main or self.mine.left or self._others_have_left()):
                 return
             if self.keys.check(["verdict"]):
-                self._obey(self.keys.get("verdict").decode())
+                self._obey(self.keys.get("verdict").decode(), gone=())
             elif stall := self._find_stall(time.monotonic()):
-                self._obey(self.keys.compare_set("verdict", "", self._describe(stall)).decode())
+                verdict = self.keys.compare_set("verdict", "", self._describe(stall)).decode()
+                self._obey(verdict, gone=stall.ranks if stall.are_silent else ())
             self._sleep(self.pulse.leaving if not is_leaving else threading.Event())
 
     def _send(self) -> None:
@@ -213,7 +220,8 @@ class _Sender:
         if stall.are_silent:
             return (
                 f"{name} has given no sign of life for {seconds}; its last came {beat.says}. Its stack cannot be had: "
-                "the process is stopped or has ended, its machine is lost, or a native call holds its interpreter."
+                "the process is stopped or has ended, its machine is lost, or a native call holds its interpreter (then "
+                "its own output has the stack)."
             )
         stack = self._stack() if rank == self.world.rank else self._stack_of(rank)
         return f"{name} has not moved for {seconds}; it is {beat.says}. Its stack, the innermost call last:\n{stack}"
@@ -230,29 +238,39 @@ class _Sender:
         frames = traceback.format_stack(frame)[-MOST_FRAMES:] if frame is not None else ["  (the thread has ended)\n"]
         return "".join(frames).rstrip()
 
-    def _obey(self, verdict: str) -> None:
+    def _obey(self, verdict: str, *, gone: Sequence[int]) -> None:
         """End this process; rank 0 only when the others have read why, because it may hold the store."""
         self.keys.add("read", 1)
         if self.world.is_main:
-            alive = sum(beat.left is None for beat in self.watch.beats.values())
+            num_readers = sum(beat.left is None and rank not in gone for rank, beat in self.watch.beats.items())
             until = time.monotonic() + LINGER_SECONDS
-            while self.keys.add("read", 0) < alive and time.monotonic() < until:
+            while self.keys.add("read", 0) < num_readers and time.monotonic() < until:
                 time.sleep(self.interval / 10)
         end_process(verdict)
 
     def _guard(self) -> None:
-        """End the process when the store has not answered for the timeout."""
+        """Show that this process lives; end it when the store has not answered for the timeout."""
         while True:
+            self._show_life()
             before = time.monotonic()
             if self.finished.wait(self.interval):
-                return
+                break
             now = time.monotonic()
             overslept = now - before - self.interval
             if overslept > self.interval:
                 self.answered_at += overslept
             elif now - self.answered_at > self.timeout_seconds:
                 self._lose_store(f"has not answered for {self.timeout_seconds:g} s")
-                return
+                break
+        faulthandler.cancel_dump_traceback_later()
+        self.guardian.communicate()
+
+    def _show_life(self) -> None:
+        # A native call may hold the interpreter: then no thread of it can send a stack, and this still prints one.
+        faulthandler.dump_traceback_later(self.timeout_seconds, file=sys.__stderr__)
+        assert self.guardian.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # someone has ended the guardian
+            self.guardian.stdin.write(b".")
 
     def _lose_store(self, what: str) -> None:
         """Without the store nothing is known of anyone: end, unless the main thread is ending by itself."""

@@ -1,0 +1,41 @@
+"""A small process beside each rank that ends it when it has stopped: a launcher waits for a stopped process for ever.
+
+Run as a program, with nothing imported that takes time: `python guardian.py SECONDS NAME`. Each byte on its standard
+input is a sign of life of the process that started it; the end of the input is that process's own good end.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+
+def start_guardian(name: str, *, seconds: float) -> subprocess.Popen[bytes]:
+    """A guardian of this process; it does nothing as long as a byte comes every `seconds`."""
+    # In its own folder's place and isolated: neither this process's packages nor its environment are looked at.
+    command = [sys.executable, "-I", "-S", __file__, str(seconds), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+
+
+def guard(parent: int, seconds: float, name: str) -> None:
+    """Kill `parent` when no byte has come for so long; SIGKILL also ends a process that is stopped."""
+    while True:
+        began = time.monotonic()
+        if select.select([0], [], [], seconds)[0]:
+            if not os.read(0, 4096):
+                return
+        elif time.monotonic() - began > 1.5 * seconds + 1:
+            continue  # this process was stopped as well: all of them were, and go on together
+        elif os.getppid() == parent:
+            what = f"{name} has been stopped, or a native call has held its interpreter, for {seconds:g} s"
+            os.write(2, f"error: {what}; ending it (SIGKILL)\n".encode())
+            os.kill(parent, signal.SIGKILL)
+            return
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the process that it guards, not before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    guard(os.getppid(), float(sys.argv[1]), sys.argv[2])
