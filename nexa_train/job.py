@@ -19,6 +19,7 @@ from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models import numerics
+from nexa_models.causal_lm import CausalLm
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
 from nexa_models.spec import ModelSpec, describe_model
@@ -82,8 +83,8 @@ def make_job(
     if source is not None:
         check_source(load_checkpoint(source), source, config)
     most_rows = -(-training.batch_size // num_microbatches)
-    train_data = _arrange(_encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
-    validation = _encode_split(dataset, "val", spec)
+    train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
+    validation = encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
     if spec.is_language_model:
         baseline = model.get_buffer("unigram_log_probs_V")
@@ -109,8 +110,8 @@ def make_job(
         device=device,
         train_data=train_data,
         validation=validation,
-        plan=_make_plan(config, train_data, validation, num_microbatches),
-        model=_made_fast(model.to(device), training),
+        plan=make_plan(config, train_data, validation, num_microbatches),
+        model=made_fast(model.to(device), training),
         is_exact=exact,
         source=source,
         inputs=inputs,
@@ -174,14 +175,14 @@ def _binding(config: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def _encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
+def encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
     encoded = encode(dataset.read_split(split), spec)
     for note in encoded.notes:
         logger.info("%s %s: %s", dataset.key, split, note)
     return encoded
 
 
-def _arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: int) -> Encoded:
+def arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: int) -> Encoded:
     """The training rows packed, and padded to few shapes, where the settings say so.
 
     Raises:
@@ -203,20 +204,22 @@ def _arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows:
     return packed
 
 
-def _made_fast(model: nn.Module, training: Training) -> nn.Module:
+def made_fast(model: nn.Module, training: Training) -> nn.Module:
     """Raises UserError where the model has no layers to recompute."""
     transformer = getattr(model, "transformer", None)
     if training.activation_checkpointing:
         if transformer is None:
             raise UserError("training.activation_checkpointing is for transformers; this model keeps little anyway.")
-        transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        transformer.activation_checkpointing_enable({"use_reentrant": False})
     if training.compile:
         # The output layer, whose number of places differs from batch to batch, stays outside.
+        if isinstance(model, CausalLm):
+            model.choose_attention(packed=training.packing is not None, device=model.unigram_log_probs_V.device)
         (model if transformer is None else transformer.base_model).compile(dynamic=False)
     return model
 
 
-def _make_plan(config: RunConfig, train_data: Encoded, validation: Encoded, num_microbatches: int) -> Plan:
+def make_plan(config: RunConfig, train_data: Encoded, validation: Encoded, num_microbatches: int) -> Plan:
     training = config.training
     needs_validation = training.keep == "best" or training.early_stopping or training.checkpoints.save_top_k
     if needs_validation and not len(validation):

@@ -39,6 +39,20 @@ DATASETS: list[dict[str, Any]] = [
         "output": {"name": "training"},
         "tokenizer": {"vocab_size": 300},
     },
+    {
+        "name": "chats",
+        "source": {"name": "files", "path": "data/raw/chats.jsonl"},
+        "rows": {"name": "chat", "messages": "messages"},
+        "output": {"name": "training"},
+        "tokenizer": {"vocab_size": 300},
+    },
+    {
+        "name": "documents",
+        "source": {"name": "files", "path": "data/raw/documents.jsonl"},
+        "rows": {"name": "pairs", "completion": "text"},
+        "output": {"name": "pretrain", "rows_per_shard": 20, "val": 0.2, "test": 0.2},
+        "tokenizer": {"vocab_size": 300},
+    },
 ]
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -66,7 +80,7 @@ DATASET_OF = {"mlp": "images", "cnn": "images", "text_classifier": "topics", "te
 
 
 def make_lab(root: Path) -> Layout:
-    """A laboratory with three small datasets, the same each time."""
+    """A laboratory with a small dataset of each kind, the same each time."""
     layout = Layout(root)
     (root / "data" / "raw").mkdir(parents=True)
     draw = random.Random(0)
@@ -78,6 +92,13 @@ def make_lab(root: Path) -> Layout:
             count = draw.randint(1, 9)
             completion = " ".join(draw.choices(WORDS[:6], k=count))
             print(json.dumps({"prompt": f"write {count} words {index}:", "completion": completion}), file=pairs)
+    with (layout.raw / "chats.jsonl").open("w") as chats, (layout.raw / "documents.jsonl").open("w") as documents:
+        for index in range(120):
+            turns = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(2 * draw.randint(1, 2))]
+            roles = ["user", "assistant"] * (len(turns) // 2)
+            messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+            print(json.dumps({"messages": messages}), file=chats)
+            print(json.dumps({"text": f"{index}: {' '.join(draw.choices(WORDS, k=draw.randint(3, 60)))}"}), file=documents)
     prepare(DataConfig.model_validate_json(json.dumps({"datasets": DATASETS})), layout)
     return layout
 

@@ -107,7 +107,6 @@ def test_a_launchers_variables_say_which_process_this_is() -> None:
         read_world({**variables, "RANK": "9"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_processes_gives_the_bytes_of_one(
     lab: Layout, alone: dict[str, bytes], world_size: int
@@ -116,7 +115,6 @@ def test_any_number_of_processes_gives_the_bytes_of_one(
     assert files_of(result.run.path) == alone
 
 
-@pytest.mark.slow
 def test_a_run_told_to_end_at_two_processes_is_continued_by_one(
     lab: Layout, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -133,7 +131,6 @@ def test_a_run_told_to_end_at_two_processes_is_continued_by_one(
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.slow
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     lab: Layout, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -166,7 +163,6 @@ def test_a_process_told_to_end_finishes_its_step_and_says_how_to_go_on(
     assert files_of(result.run.path) == alone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp"])
 def test_the_fast_reduction_learns_the_same_within_rounding(lab: Layout, strategy: str) -> None:
     without_dropout = {"parameters": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_tokens": 32}}

@@ -333,7 +333,6 @@ def test_two_processes_never_write_to_one_run(lab: Layout) -> None:
         run(config, layout=lab, resume=True)
 
 
-@pytest.mark.slow
 def test_the_command_line_survives_a_kill_at_any_time(lab: Layout, prepared: Path, tmp_path: Path) -> None:
     """As a user would see it: a real process, killed by the clock, and the same command again."""
     config = write_config(tmp_path / "run.yaml", make_config("mlp", training={"epochs": 30}))
