@@ -181,10 +181,13 @@ class Sequences:
 
     @cached_property
     def target_counts_N(self) -> np.ndarray:
-        summed = np.concatenate([[0], np.cumsum(self.learned)])
-        first = self.learned[np.minimum(self.tokens.offsets[:-1], len(self.learned) - 1)] if len(self.learned) else 0
-        whole = summed[self.tokens.offsets[1:]] - summed[self.tokens.offsets[:-1]]
-        return whole - first * (self.tokens.lengths > 0)
+        summed = np.concatenate([[0], np.cumsum(self._is_target)])
+        return np.diff(summed[self.tokens.offsets])
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Every token that is to be predicted."""
+        return self.tokens.flat[self._is_target]
 
     def batch(self, rows: np.ndarray) -> Batch:
         """One sequence a row, padded on the right."""
@@ -217,6 +220,13 @@ class Sequences:
             num_tokens=len(which),
             num_slots=ids.size,
         )
+
+    @property
+    def _is_target(self) -> np.ndarray:
+        """`learned`, but for the first token of each sequence, which nothing stands in front of."""
+        is_first = np.zeros(len(self.learned), dtype=bool)
+        is_first[self.tokens.offsets[:-1][self.tokens.lengths > 0]] = True
+        return self.learned & ~is_first
 
 
 @dataclass(frozen=True)
@@ -265,6 +275,10 @@ class PackedRows:
         shape = (self.sequences.num_rows or len(rows), self.width)
         starts = owners * self.width + self.starts[places]
         return self.sequences.lay_out(self.packs.flat[places], starts, shape=shape, owners=owners, packed=True)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.sequences.targets
 
     def _sums(self, counts_N: np.ndarray) -> np.ndarray:
         """For each pack the sum over its sequences."""

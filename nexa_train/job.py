@@ -86,7 +86,7 @@ def make_job(
     train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
-    if spec.is_language_model:
+    if isinstance(train_data, Sequences | PackedRows):
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))
     inputs = describe_inputs(

@@ -25,7 +25,7 @@ from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result
 from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop
-from nexa_train.job import Job, ensure_dataset, make_job
+from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, fit
 from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
@@ -69,6 +69,9 @@ def run(
     asked = config.training.distributed.world_size
     if world.is_alone and asked > 1:
         refuse_missing_trackers(os.environ)
+        distributed = config.training.distributed
+        exact = distributed.is_exact(choose_device(config.training.device).type)
+        count_microbatches(config.training, World(size=asked, local_size=asked), exact=exact)
         ensure_dataset(layout, config.data)  # before any process waits for another
         folder = launch(config, layout=layout, config_path=config_path, resume=resume, resume_from=resume_from)
         return read_result(layout, folder)

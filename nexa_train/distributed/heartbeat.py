@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import Store
 from nexa_core.errors import NodeError
 from nexa_train.distributed.guardian import start_guardian
 from nexa_train.distributed.stall import Beat, Stall, Watch
-from nexa_train.distributed.store import own_connection
+from nexa_train.distributed.store import own_connection, within
 from nexa_train.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_BEATS = 1.0
 LINGER_SECONDS = 2.0
 """What rank 0 waits for the others to read its verdict, and they for the end of a run whose store has gone."""
+LOOK_SECONDS = 1.5 * SECONDS_BETWEEN_BEATS
+"""Between two looks at a rank: it sends at least one beat meanwhile, if it lives."""
 GUARDIAN_SECONDS = 1.0
 """What a stopped process is given beyond the timeout, so that the others have named it before it ends."""
 PHASE_LIMIT_SECONDS = 3600.0
@@ -77,11 +79,16 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Leave; a collective that failed because another rank is lost becomes a NodeError that names it."""
+        lost = _name_lost(self._store, self._world) if self._store is not None and _is_of_a_group(error) else None
         self._pulse.left = "" if error is None else f"{type(error).__name__}: {error}".partition("\n")[0]
         self._pulse.leaving.set()
         if self._sender is not None:
             # Rank 0 may hold the store: at a good end it stays until the others need it no more, watching them still.
             self._sender.finished.wait(None if self._world.is_main and error is None else LINGER_SECONDS)
+        if lost is not None:
+            said = self._pulse.as_beat(0).says
+            raise NodeError(f"{self._world.name} cannot go on {said}: {lost}. {RESUME}") from error
 
     def beat(self, step: int, doing: str = "computing") -> None:
         """Note that this rank has got to `doing` in `step`; costs a fraction of a microsecond and talks to nobody."""
@@ -127,6 +134,7 @@ class _Sender:
         self.timeout_seconds = timeout_seconds
         self.interval = min(SECONDS_BETWEEN_BEATS, timeout_seconds / 4)
         self.finished = threading.Event()
+        self.is_store_gone = False
         self.count = 0
         self.mine = Beat()
         self.moved_at = self.answered_at = time.monotonic()
@@ -143,7 +151,10 @@ class _Sender:
         try:
             self._converse()
         except dist.DistError as error:
-            self._lose_store(f"is gone ({str(error).partition(chr(10))[0]})")
+            # The main thread may be ending by itself, and rank 0 have been quicker.
+            self.is_store_gone = True
+            if not self.pulse.leaving.wait(LINGER_SECONDS + LOOK_SECONDS):
+                self._lose_store(f"is gone ({str(error).partition(chr(10))[0]})")
         finally:
             self.finished.set()
 
@@ -162,7 +173,10 @@ class _Sender:
             elif stall := self._find_stall(time.monotonic()):
                 verdict = self.keys.compare_set("verdict", "", self._describe(stall)).decode()
                 self._obey(verdict, gone=stall.ranks if stall.are_silent else ())
-            self._sleep(self.pulse.leaving if not is_leaving else threading.Event())
+            if is_leaving:
+                time.sleep(self.interval / 10)
+            else:
+                self._sleep()
 
     def _send(self) -> None:
         self.count += 1
@@ -191,10 +205,10 @@ class _Sender:
     def _find_stall(self, now: float) -> Stall | None:
         return self.watch.silent(now) or (self.watch.stuck(now) if self.world.is_main else None)
 
-    def _sleep(self, wake: threading.Event) -> None:
+    def _sleep(self) -> None:
         """Wait for the next beat; a longer sleep than that means that this process was stopped."""
         before = time.monotonic()
-        wake.wait(self.interval)
+        self.pulse.leaving.wait(self.interval)
         overslept = time.monotonic() - before - self.interval
         if overslept > self.interval:
             self.watch.forgive(overslept)
@@ -259,7 +273,7 @@ class _Sender:
             overslept = now - before - self.interval
             if overslept > self.interval:
                 self.answered_at += overslept
-            elif now - self.answered_at > self.timeout_seconds:
+            elif now - self.answered_at > self.timeout_seconds and not self.is_store_gone:
                 self._lose_store(f"has not answered for {self.timeout_seconds:g} s")
                 break
         faulthandler.cancel_dump_traceback_later()
@@ -267,21 +281,48 @@ class _Sender:
 
     def _show_life(self) -> None:
         # A native call may hold the interpreter: then no thread of it can send a stack, and this still prints one.
-        faulthandler.dump_traceback_later(self.timeout_seconds, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.timeout_seconds, file=2)
         assert self.guardian.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # someone has ended the guardian
             self.guardian.stdin.write(b".")
 
     def _lose_store(self, what: str) -> None:
-        """Without the store nothing is known of anyone: end, unless the main thread is ending by itself."""
-        if self.pulse.leaving.wait(LINGER_SECONDS):
-            return
+        """End this process: without the store nothing is known of anyone."""
         zero = self.watch.beats[0]
         end_process(
             f"rank 0's store {what}: the process or machine of {self._name(0)}, or of the launcher that holds the store, "
             f"has ended, is stopped or cannot be reached, and its stack cannot be had; rank 0 was last heard of "
             f"{zero.says}. This is {self.world.name}, {self.mine.says}. {RESUME}"
         )
+
+
+def _is_of_a_group(error: BaseException | None) -> bool:
+    """Whether a collective failed; gloo has no type of error of its own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
+def _name_lost(store: Store, world: World) -> str | None:
+    """Which ranks have ended, or send nothing while a beat should come; None when all are there."""
+
+    def look_twice() -> str | None:
+        keys = own_connection(store, "heartbeat")
+        first = _read_beats(keys, world.size)
+        time.sleep(LOOK_SECONDS)
+        second = _read_beats(keys, world.size)
+        ended = [f"rank {rank} ended {beat.says} with {beat.left}" for rank, beat in second.items() if beat.left]
+        silent = [rank for rank, beat in second.items() if beat.left is None and beat.count == first[rank].count]
+        gone = [f"rank {rank} is gone, its last sign of life came {second[rank].says}" for rank in silent]
+        return "; ".join([*ended, *gone]) or None
+
+    try:
+        return within(LOOK_SECONDS + LINGER_SECONDS, look_twice)
+    except (dist.DistError, TimeoutError):
+        return "rank 0's store is gone, and so are rank 0's process or machine or its launcher"
+
+
+def _read_beats(keys: Store, size: int) -> dict[int, Beat]:
+    there = [rank for rank in range(size) if keys.check([f"beat/{rank}"])]
+    return {rank: Beat(**json.loads(keys.get(f"beat/{rank}"))) if rank in there else Beat() for rank in range(size)}
 
 
 def _say(message: str) -> None:

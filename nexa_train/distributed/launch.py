@@ -51,7 +51,7 @@ def _run_workers(count: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)  # what went wrong is said once, by the worker
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what went wrong is said once, by the worker
     threads = str(max(1, (os.cpu_count() or 1) // count))
     os.environ.setdefault("OMP_NUM_THREADS", threads)  # else as many as cores in each process, which then get in the way
     settings = LaunchConfig(
