@@ -55,6 +55,10 @@ class RunFolder:
         return self.path / "cost.json"
 
     @property
+    def health(self) -> Path:
+        return self.path / "health.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

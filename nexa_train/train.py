@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
+from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
 from nexa_core.errors import GateError, Preempted, UserError
@@ -18,21 +21,24 @@ from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
 from nexa_models.flops import peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
-from nexa_train.distributed.group import Group, join
+from nexa_train.distributed.group import Group
 from nexa_train.distributed.launch import launch
+from nexa_train.distributed.meeting import Meeting, meet
 from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result
 from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
-from nexa_train.loop import State, fit
+from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
 from nexa_train.saving import Writer
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINTS_AT_LEAST = 3  # two are kept while the next one is written
 
 
 def utc_now() -> datetime:
@@ -111,31 +117,45 @@ def _run_here(
     job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
     if unfinished is not None:
         job = rejoin(unfinished, job)
-    with join(world, device=device, timeout_seconds=config.training.distributed.timeout_seconds) as group:
-        folder = unfinished or _begin_together(group, job, now=now)
-        return _run_in(group, folder, job, config_path=config_path, now=now)
+    with meet(
+        world,
+        environment=os.environ,
+        folder=layout.runs / config.experiment,
+        need_bytes=CHECKPOINTS_AT_LEAST * _checkpoint_bytes(job.model),
+        device=device,
+        config=config.deciding(exact=exact),
+        dataset_fingerprint=job.dataset.fingerprint,
+        timeout_seconds=config.training.distributed.timeout_seconds,
+    ) as meeting:
+        folder = unfinished or _begin_together(meeting.group, job, now=now)
+        return _run_in(meeting, folder, job, config_path=config_path, now=now)
 
 
 def _run_in(
-    group: Group, folder: RunFolder, job: Job, *, config_path: Path | None, now: Callable[[], datetime]
+    meeting: Meeting, folder: RunFolder, job: Job, *, config_path: Path | None, now: Callable[[], datetime]
 ) -> TrainingResult:
     """Train and finish; only the main process holds the folder and writes to it."""
-    is_main = group.world.is_main
+    is_main = meeting.group.world.is_main
     with contextlib.ExitStack() as held:
         if is_main:
             held.enter_context(hold(folder))
             held.enter_context(log_to_file(job.layout.logs / f"{folder.run_id}.log"))
-        state = restore_state(job, folder, group=group)
+            if meeting.health is not None:
+                durable.write_json(folder.health, meeting.health.as_json())
+        with meeting.heartbeat.phase("reading the checkpoint"):
+            state = restore_state(job, folder, group=meeting.group)
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter, group)
-        if is_main:
-            result = finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
-        group.wait_for_all()
+        _train(job, folder, state, meter, meeting)
+        with meeting.heartbeat.phase("scoring"):
+            if is_main:
+                result = finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
+            meeting.group.wait_for_all()
     return result if is_main else read_result(job.layout, folder)
 
 
-def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, group: Group) -> None:
-    config, plan, world = job.config.training, job.plan, group.world
+def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting) -> None:
+    config, plan, group = job.config.training, job.plan, meeting.group
+    world, heartbeat = group.world, meeting.heartbeat
     tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
     feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
@@ -148,18 +168,25 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, group: G
         milestones = Milestones(
             job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
         )
+
+        def reach_milestones(state: State, result: StepResult) -> None:
+            with heartbeat.phase("validating and saving"):
+                milestones(state, result)
+
         fit(
             state,
             feed,
             make_strategy(job.config.training.distributed, state.model, group, is_exact=job.is_exact),
             lr=rate,
             max_gradient_norm=config.max_gradient_norm,
-            autocast=partial(autocast, config.precision, job.device),
+            # A sharded model casts by itself, when it gathers its weights.
+            autocast=partial(autocast, "float32" if job.is_sharded else config.precision, job.device),
             should_stop=early_stop(config.early_stopping),
             hooks=[
+                lambda state, result: heartbeat.beat(state.step),
                 throughput,
                 Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
-                milestones,
+                reach_milestones,
                 preemption.obey(milestones.save),
             ],
         )
@@ -183,6 +210,12 @@ def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> R
     """The new run's folder, made by the main process."""
     path = str(begin_run(job, now=now()).path) if group.world.is_main else ""
     return RunFolder(Path(group.from_main(path)))
+
+
+def _checkpoint_bytes(model: nn.Module) -> int:
+    """The weights, and two moments of those that learn."""
+    weights = list(model.parameters())
+    return sum(weight.nbytes for weight in weights) + 2 * sum(weight.nbytes for weight in weights if weight.requires_grad)
 
 
 def _with_world_size(config: RunConfig, size: int) -> RunConfig:

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from nexa_train.distributed.world import World
+
+# A heartbeat watches the processes; a wait of its own would only end those that are waiting rightly.
+LONGEST_WAIT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -79,16 +83,24 @@ class Pending:
 
 
 @contextlib.contextmanager
-def join(world: World, *, device: torch.device, timeout_seconds: float) -> Iterator[Group]:
+def join(world: World, *, store: Store | None, device: torch.device) -> Iterator[Group]:
     """The group of all processes, left again at the block's end: gloo between CPUs, NCCL between GPUs."""
-    if world.is_alone:
-        yield Group()
+    if store is None:
+        yield Group(world)
         return
-    timeout = timedelta(seconds=timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("group", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=LONGEST_WAIT,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
-        control = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else dist.group.WORLD
+        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if backend == "nccl" else dist.group.WORLD
         yield Group(world, control)
     finally:
         dist.destroy_process_group()

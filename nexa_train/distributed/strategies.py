@@ -14,10 +14,10 @@ from nexa_train.distributed.group import Group
 from nexa_train.feed import StepData
 
 
-
 class Learn(Protocol):
     def __call__(self, model: nn.Module, batch: Batch, index: int, *, weight: float = 1.0) -> Tensor:
         """Forward and backward of microbatch number `index`, its gradients times `weight`; its part of the step's loss."""
+
 
 T = TypeVar("T")
 
@@ -105,14 +105,16 @@ class Fast:
     """Wrapped by DistributedDataParallel, sharded by fully_shard, or alone as it is."""
     weights: Sequence[Tensor]
     group: Group
+    expect_reduction: Callable[[bool], None]
+    """Says of the next backward pass whether it ends in a reduction."""
 
     def run(self, step: StepData, learn: Learn) -> Tensor:
-        world, total = self.group.world, self.weights[0].new_zeros(())
+        world, total = self.group.world, torch.zeros((), device=self.weights[0].device)
         passes = [(index, batch, float(world.size)) for index, batch in step.batches.items()]
         if step.filler is not None:  # every process takes part in every collective
             passes.append((0, step.filler, 0.0))
         for index, batch, weight in passes:
-            self._sync(batch is passes[-1][1])
+            self.expect_reduction(batch is passes[-1][1])
             # The library averages over the processes; the loss is divided by the targets of all of them already.
             loss = learn(self.model, batch, index, weight=weight)
             total += loss * (weight / world.size)
@@ -122,22 +124,24 @@ class Fast:
         norm = nn.utils.clip_grad_norm_(self.weights, limit or float("inf"))
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards, the norm is one as well
 
-    def _sync(self, wanted: bool) -> None:
-        """Whether the next backward pass ends in a reduction."""
-        if isinstance(self.model, DistributedDataParallel):
-            self.model.require_backward_grad_sync = wanted
-        elif not self.group.world.is_alone:
-            self.model.get_submodule("").set_requires_gradient_sync(wanted)
-
 
 def make_strategy(settings: Distributed, model: nn.Module, group: Group, *, is_exact: bool) -> Strategy:
     """The strategy that the settings choose; the weights are those that learn."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if is_exact:
         return Exact(model, weights, group)
-    if group.world.is_alone or settings.strategy == "fsdp":
-        return Fast(model, weights, group)
-    return Fast(DistributedDataParallel(model), weights, group)
+    if group.world.is_alone:
+        return Fast(model, weights, group, lambda wanted: None)
+    if settings.strategy == "fsdp":
+        from nexa_train.distributed.sharding import reduction_of  # takes seconds to load
+
+        return Fast(model, weights, group, reduction_of(model))
+    wrapped = DistributedDataParallel(model)
+
+    def expect(wanted: bool) -> None:
+        wrapped.require_backward_grad_sync = wanted
+
+    return Fast(wrapped, weights, group, expect)
 
 
 def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

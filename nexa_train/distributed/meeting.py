@@ -1,0 +1,72 @@
+"""How the processes of a run come together: each looks at its node, all compare, and only then do they join."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nexa_train.distributed.group import Group, join
+from nexa_train.distributed.health import Health, check_together, require_rendezvous
+from nexa_train.distributed.heartbeat import Heartbeat
+from nexa_train.distributed.world import World
+
+
+@dataclass(frozen=True)
+class Meeting:
+    group: Group
+    heartbeat: Heartbeat
+    health: Health | None
+    """What was found; None for a process that is alone."""
+
+
+@contextlib.contextmanager
+def meet(
+    world: World,
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    need_bytes: int,
+    device: torch.device,
+    config: Mapping[str, Any],
+    dataset_fingerprint: str,
+    timeout_seconds: float,
+) -> Iterator[Meeting]:
+    """All processes together, watched by a heartbeat; a process that is alone meets nobody.
+
+    Args:
+        folder: where the run will be written.
+        need_bytes: what it will write there at least.
+        config: the settings that all of them have to share.
+
+    Raises:
+        NodeError: on every process alike, naming each node that is unfit and what to do; or a process was lost.
+    """
+    if world.is_alone:
+        yield Meeting(Group(), Heartbeat(None, world, timeout_seconds=timeout_seconds), None)
+        return
+    # Imported here: a process that is alone needs none of it.
+    from nexa_train.distributed.collectives import check_collectives
+    from nexa_train.distributed.facts import describe_node
+    from nexa_train.distributed.node_checks import check_node
+    from nexa_train.distributed.store import open_store, read_endpoint
+
+    checks = check_node(
+        world,
+        folder=folder,
+        need_bytes=need_bytes,
+        device=device,
+        endpoint=read_endpoint(environment),
+        endpoint_seconds=timeout_seconds,
+    )
+    require_rendezvous(world, checks)
+    store = open_store(world, environment, timeout_seconds=timeout_seconds)
+    facts = describe_node(device=device, config=config, dataset_fingerprint=dataset_fingerprint)
+    health = check_together(store, world, facts, checks, timeout_seconds=timeout_seconds)
+    with join(world, store=store, device=device) as group:
+        health = health.with_checks(check_collectives(store, world, device, timeout_seconds=timeout_seconds))
+        health.require_pass()
+        with Heartbeat(store, world, timeout_seconds=timeout_seconds) as heartbeat:
+            yield Meeting(group, heartbeat, health)
