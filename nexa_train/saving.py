@@ -1,5 +1,8 @@
 """Saving beside the training: a step is held up only while the state is copied; a thread writes the copy."""
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -7,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+LOWEST_PRIORITY = 19
 
 
 class Copies:
@@ -56,10 +61,13 @@ class Copies:
 
 
 class Writer:
-    """Does one piece of work at a time in a thread; what fails there is raised in the thread that trains."""
+    """Does one piece of work at a time in a thread; what fails there is raised in the thread that trains.
+
+    The thread takes only the processor time that training leaves: all of it while someone waits for the work.
+    """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_step_back)
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Writer":
@@ -91,3 +99,9 @@ class Writer:
                 raise
         finally:
             self._thread.shutdown()
+
+
+def _step_back() -> None:
+    """Give the calling thread the lowest priority, where the system knows priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

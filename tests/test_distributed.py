@@ -24,6 +24,7 @@ from nexa_train.train import run
 from tests.labs import make_config, make_lab, write_config
 from tests.test_training import files_of, only_run
 
+MARGIN_SECONDS = 10.0  # for a machine that is busy with other tests
 LANGUAGE_MODEL: dict[str, Any] = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}, "packing": {}}}
 
 
@@ -70,6 +71,15 @@ def wait_for_step(lab: Layout, step: int) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError("the run did not come that far")
+
+
+def worker_of_rank(launcher: int, rank: int) -> int:
+    """The process id of a launcher's worker."""
+    workers = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True, check=True).stdout.split()
+    for worker in workers:
+        if f"RANK={rank}".encode() in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0"):
+            return int(worker)
+    raise AssertionError(f"no worker of rank {rank}")
 
 
 # The sum
@@ -136,10 +146,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
 ) -> None:
     process = start(config_of(2), lab, tmp_path)
     wait_for_step(lab, 3)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "distributed.worker"], capture_output=True, text=True, check=True
-    )
-    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(worker_of_rank(process.pid, 1), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 4, said
     assert "was killed by signal 9" in said
@@ -148,6 +155,25 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     assert again.returncode == 0, said
     assert files_of(only_run(lab)) == alone
     assert out.splitlines()[-1].startswith("manifest runs/manifests/causal_lm_")
+
+
+def test_a_stopped_process_is_named_and_all_end_in_time(lab: Layout, tmp_path: Path) -> None:
+    timeout_seconds = 4.0
+    config = config_of(2, epochs=400, distributed={"world_size": 2, "timeout_seconds": timeout_seconds})
+    process = start(config, lab, tmp_path)
+    wait_for_step(lab, 3)
+    stopped = worker_of_rank(process.pid, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=120)
+    took = time.monotonic() - began
+    assert process.returncode == 4, said
+    assert "rank 1" in said
+    assert "step" in said
+    assert took < timeout_seconds + 5 + MARGIN_SECONDS, said
+    assert not Path(f"/proc/{stopped}").exists()
+    health = json.loads((only_run(lab) / "health.json").read_text())
+    assert health["fit"] is True
 
 
 def test_a_process_told_to_end_finishes_its_step_and_says_how_to_go_on(
