@@ -113,15 +113,44 @@ def publish(target: Path, link: Path) -> None:
         os.replace(temporary, link)
     except (OSError, NotImplementedError):
         temporary.unlink(missing_ok=True)
-        with target.open("rb") as source, create(link) as copy:
-            shutil.copyfileobj(source, copy)
+        copy(target, link)
         return
     flush_folder(link.parent)
 
 
 def copy(source: Path, target: Path) -> None:
+    """A copy of a file, or of a folder of files."""
+    if source.is_dir():
+        unnamed = begin_folder(target)
+        for file in source.iterdir():
+            copy(file, unnamed / file.name)
+        name_folder(target)
+        return
     with source.open("rb") as read, create(target) as write:
         shutil.copyfileobj(read, write)
+
+
+def unnamed_folder(path: Path) -> Path:
+    """Where the files of the folder that is to be `path` are written until it is whole; the same for all processes."""
+    return path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+
+
+def begin_folder(path: Path) -> Path:
+    """The empty `unnamed_folder` of `path`."""
+    unnamed = unnamed_folder(path)
+    if unnamed.exists():
+        shutil.rmtree(unnamed)
+    unnamed.mkdir(parents=True)
+    return unnamed
+
+
+def name_folder(path: Path) -> None:
+    """Give the folder that was begun its name `path`, in place of an earlier one; its files were written by `create`."""
+    unnamed = unnamed_folder(path)
+    flush_folder(unnamed)
+    remove(path)
+    os.replace(unnamed, path)
+    flush_folder(path.parent)
 
 
 def move(source: Path, target: Path) -> None:
@@ -132,13 +161,22 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    """Delete a file, a link or a folder; half a folder is never left under its name."""
+    if path.is_dir() and not path.is_symlink():
+        leaving = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        os.replace(path, leaving)
+        shutil.rmtree(leaving)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_partial_files(folder: Path) -> None:
     """Delete what killed writers left below `folder`; only for a folder whose writer is known to be gone."""
-    for left in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
-        left.unlink(missing_ok=True)
+    for left in list(folder.rglob(f".*{TEMPORARY_SUFFIX}")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -127,8 +127,7 @@ def complete(
         for room in sorted({room for room in rooms if room > 0}, reverse=True):
             for chunk in _chunks([row for row in range(len(prompts)) if rooms[row] == room], batch_size):
                 padded, mask = _left_padded([ids_of_prompts[row] for row in chunk], padding_id, device)
-                ends = {"end_id": stop_ids(spec), "padding_id": padding_id}
-                out = model.generate(padded, mask, max_new_tokens=room, **ends)
+                out = model.generate(padded, mask, max_new_tokens=room, end_id=stop_ids(spec), padding_id=padding_id)
                 for row, text in zip(chunk, tokenizer.decode_batch(out.tolist()), strict=True):
                     texts[row] = text
     return texts

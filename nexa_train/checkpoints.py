@@ -2,43 +2,57 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nexa_core import durable
 from nexa_core.config.training import Checkpoints
 from nexa_models.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint
+from nexa_models.sharded import SUFFIX, check_files, is_sharded, open_checkpoint, read_about
+from nexa_train.distributed.group import Group
 from nexa_train.order import Plan
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"^checkpoint_(epoch|step)(\d+)\.pt$")
+NAME = re.compile(r"^checkpoint_(epoch|step)(\d+)\.(?:pt|sharded)$")
 NEWEST_KEPT = 2  # one to continue from and one to fall back on
 
 
-def checkpoint_name(step: int, steps_per_epoch: int) -> str:
+def checkpoint_name(step: int, steps_per_epoch: int, *, sharded: bool = False) -> str:
     """`checkpoint_epoch<N>.pt` after the whole epoch N (from 0), `checkpoint_step<N>.pt` inside one."""
     epochs, rest = divmod(step, steps_per_epoch)
-    return f"checkpoint_step{step}.pt" if rest else f"checkpoint_epoch{epochs - 1}.pt"
+    suffix = SUFFIX if sharded else ".pt"
+    return f"checkpoint_step{step}{suffix}" if rest else f"checkpoint_epoch{epochs - 1}{suffix}"
 
 
 def list_checkpoints(folder: Path, steps_per_epoch: int) -> list[tuple[int, Path]]:
-    """(step, path) of every checkpoint in a run's folder, oldest first."""
-    found = []
-    for path in folder.glob("checkpoint_*.pt"):
+    """(step, path) of every step with a checkpoint in a run's folder, oldest first; of two forms, the folder."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("checkpoint_*")):
         if match := NAME.match(path.name):
             number = int(match[2])
-            found.append((number if match[1] == "step" else (number + 1) * steps_per_epoch, path))
-    return sorted(found)
+            found[number if match[1] == "step" else (number + 1) * steps_per_epoch] = path
+    return sorted(found.items())
 
 
 def newest_checkpoint(folder: Path, steps_per_epoch: int) -> Checkpoint | None:
     """The newest checkpoint whose digest holds; each damaged one before it is reported. None when none is left."""
     for _, path in reversed(list_checkpoints(folder, steps_per_epoch)):
         try:
-            return load_checkpoint(path)
+            return open_checkpoint(path)
         except DamagedCheckpoint as error:
-            logger.warning("%s Falling back to the checkpoint before it.", error)
+            _report(error)
+    return None
+
+
+def newest_of_group(folder: Path, steps_per_epoch: int, group: Group) -> Path | None:
+    """Likewise its path, the processes sharing the work: each verifies some of a folder's files."""
+    for _, path in reversed(list_checkpoints(folder, steps_per_epoch)):
+        damage = _find_damage(path, group)
+        if damage is not None:
+            _report(damage)
+        if not group.begin_any(damage is not None).wait():
+            return path
     return None
 
 
@@ -78,3 +92,19 @@ def prune_checkpoints(
         in_epoch = step % plan.steps_per_epoch != 0
         if path not in keep and (in_epoch or settings.save_top_k is not None):
             durable.remove(path)
+            durable.remove(path.with_suffix(".pt"))
+
+
+def _find_damage(path: Path, group: Group) -> DamagedCheckpoint | None:
+    try:
+        if is_sharded(path):
+            check_files(path, read_about(path), share=group.world.rank, num_shares=group.world.size)
+        else:
+            load_checkpoint(path)
+    except DamagedCheckpoint as error:
+        return error
+    return None
+
+
+def _report(damage: DamagedCheckpoint) -> None:
+    logger.warning("%s Falling back to the checkpoint before it.", damage)

@@ -1,7 +1,7 @@
 """Batches put together ahead of the step that needs them, in threads; what comes out does not depend on how many."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class Feed:
     num_workers: int
     device: torch.device
 
-    def steps(self, first: int) -> Iterator[StepData]:
+    def steps(self, first: int) -> Generator[StepData, None, None]:
         """From step `first` to the plan's end; closing the iterator ends its threads."""
         if self.num_workers == 0:
             yield from map(self.make, range(first, self.plan.num_steps))

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nexa_core import durable
 from nexa_core.cost import CostMeter
 from nexa_core.lineage import compare_with_twin, read_lineage, write_lineage
 from nexa_core.manifest import Manifest, read_manifest, write_manifest
@@ -13,7 +14,8 @@ from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, publish_run
 from nexa_models.checkpoint import load_checkpoint, model_of
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results
-from nexa_train.checkpoints import checkpoint_name, list_checkpoints, prune_checkpoints, ranked_checkpoints
+from nexa_models.sharded import SUFFIX, consolidate, files_of, is_sharded
+from nexa_train.checkpoints import list_checkpoints, prune_checkpoints, ranked_checkpoints
 from nexa_train.job import Job
 from nexa_train.loop import State
 
@@ -46,10 +48,13 @@ def finish_run(
     layout, config, dataset, spec = job.layout, job.config, job.dataset, job.spec
     steps_per_epoch = job.plan.steps_per_epoch
     prune_checkpoints(run.checkpoints, job.plan, config.training.checkpoints, state.history, finished=True)
-    checkpoints = [path for _, path in list_checkpoints(run.checkpoints, steps_per_epoch)]
+    found = list_checkpoints(run.checkpoints, steps_per_epoch)
     ranked = ranked_checkpoints(run.checkpoints, steps_per_epoch, state.history)
-    last = run.checkpoints / checkpoint_name(state.step, steps_per_epoch)
-    step, chosen = ranked[0] if config.training.keep == "best" else (state.step, last)
+    step, chosen = ranked[0] if config.training.keep == "best" else found[-1]
+    checkpoints = [path for _, path in found]
+    if is_sharded(chosen):
+        chosen = _made_one_file(chosen)
+        checkpoints.append(chosen)
     model = model_of(load_checkpoint(chosen)).to(job.device)
     split = config.evaluation.split
     predictions, scores = score_split(model, spec, dataset, split, config.evaluation, device=job.device)
@@ -59,10 +64,11 @@ def finish_run(
     begun = read_lineage(run)
     assert begun is not None
     inputs, parents = begun["inputs"], begun["parents"]
-    outputs = [*checkpoints, *written]
+    outputs = [*(file for path in checkpoints for file in files_of(path)), *written]
     lineage = write_lineage(layout, run, kind="training", inputs=inputs, outputs=outputs, parents=parents)
     twin = compare_with_twin(layout, lineage)
-    publish_run(layout, run, [*checkpoints, run.checkpoints / "best.pt", run.checkpoints / "last.pt"])
+    links = [link for name in ("best.pt", "last.pt") if (link := run.checkpoints / name).exists()]
+    publish_run(layout, run, [*(path for path in checkpoints if not is_sharded(path)), *links])
     manifest: Manifest = {
         "run_id": run.run_id,
         "config": layout.relative(config_path),
@@ -76,6 +82,15 @@ def finish_run(
     }
     path = write_manifest(layout, manifest)
     return TrainingResult(run, path, manifest, chosen, described, twin)
+
+
+def _made_one_file(chosen: Path) -> Path:
+    """The consolidated checkpoint beside the sharded one, with the same links to it."""
+    whole = consolidate(chosen)
+    for name in ("best", "last"):
+        if (chosen.parent / f"{name}{SUFFIX}").resolve() == chosen.resolve():
+            durable.publish(whole, chosen.parent / f"{name}.pt")
+    return whole
 
 
 def read_result(layout: Layout, run: RunFolder) -> TrainingResult:

@@ -11,7 +11,7 @@ from torch import nn
 
 from nexa_core import digests
 from nexa_core.config import DataConfig, RunConfig, load_config
-from nexa_core.config.run import Data
+from nexa_core.config.run import Data, deciding
 from nexa_core.config.training import Training
 from nexa_core.errors import UserError
 from nexa_core.lineage import describe_inputs
@@ -20,8 +20,9 @@ from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.causal_lm import CausalLm
-from nexa_models.checkpoint import Checkpoint, load_checkpoint
+from nexa_models.checkpoint import Checkpoint
 from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
+from nexa_models.sharded import digest_of, open_checkpoint
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_train.baseline import unigram_log_probs
@@ -48,9 +49,11 @@ class Job:
     validation: Encoded
     plan: Plan
     model: nn.Module
-    """With fresh weights, on the device."""
+    """With fresh weights, on the device; on the CPU where it is to be sharded."""
     is_exact: bool
     """Whether any number of processes gives the same bytes."""
+    is_sharded: bool
+    """Whether each process holds only a part of the weights: with fsdp, unless there is one process."""
     source: Path | None
     """The checkpoint of another run to begin at."""
     inputs: dict[str, Any]
@@ -81,7 +84,7 @@ def make_job(
     dataset = ensure_dataset(layout, config.data)
     spec = describe_model(config.model, dataset)
     if source is not None:
-        check_source(load_checkpoint(source), source, config)
+        check_source(open_checkpoint(source, tensors=False), source, config)
     most_rows = -(-training.batch_size // num_microbatches)
     train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
@@ -89,6 +92,9 @@ def make_job(
     if isinstance(train_data, Sequences | PackedRows):
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))
+    sharded = training.distributed.strategy == "fsdp" and not world.is_alone
+    if sharded:
+        check_shardable(model)
     inputs = describe_inputs(
         config=config.deciding(exact=exact),
         dataset={"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
@@ -101,7 +107,7 @@ def make_job(
     if spec.pretrained is not None:
         inputs["pretrained"] = spec.pretrained.files
     if source is not None:
-        inputs["begun_at"] = digests.of_file(source)
+        inputs["begun_at"] = digest_of(source)
     return Job(
         config=config,
         layout=layout,
@@ -111,8 +117,12 @@ def make_job(
         train_data=train_data,
         validation=validation,
         plan=make_plan(config, train_data, validation, num_microbatches),
-        model=made_fast(model.to(device), training),
+        # A sharded model's layers are compiled, and moved, when they are cut.
+        model=made_fast(model, training.model_copy(update={"compile": False}))
+        if sharded
+        else made_fast(model.to(device), training),
         is_exact=exact,
+        is_sharded=sharded,
         source=source,
         inputs=inputs,
     )
@@ -142,6 +152,20 @@ def count_microbatches(training: Training, world: World, *, exact: bool) -> int:
     return min(count, training.batch_size)
 
 
+def check_shardable(model: nn.Module) -> None:
+    """Raises UserError when a weight cannot be cut."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 0:
+            raise UserError(
+                f"training.distributed.strategy: fsdp cannot cut '{name}', a single number; make it [1] long."
+            )
+        if not weight.is_floating_point():
+            raise UserError(
+                f"training.distributed.strategy: fsdp cannot cut quantized weights such as '{name}'; use ddp, or set "
+                "model.lora.quantization to null."
+            )
+
+
 def ensure_dataset(layout: Layout, data: Data) -> Dataset:
     """The prepared dataset; made now from `data.prepare` when it is not there yet."""
     manifest_path = layout.dataset_manifests("training") / f"{data.key}.json"
@@ -158,7 +182,7 @@ def ensure_dataset(layout: Layout, data: Data) -> Dataset:
 
 def check_source(checkpoint: Checkpoint, path: Path, config: RunConfig) -> None:
     """Raises UserError when the config differs from the checkpoint's in what decides the weights so far."""
-    ours, theirs = _binding(config.resolved()), _binding(checkpoint.config)
+    ours, theirs = _binding(config.deciding(exact=True)), _binding(deciding(checkpoint.config, exact=True))
     differing = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     if differing:
         raise UserError(f"{path} was trained with another config; these keys differ: {', '.join(differing)}")

@@ -3,9 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
+
+from torch import nn, optim
 
 from nexa_core import durable
 from nexa_core.cost import CostMeter
@@ -24,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Milestones:
-    """Only the main process writes; all of them validate.
+    """All processes validate. The main one writes; of a sharded model, each its own part.
 
     Args:
         pause: takes the seconds that a validation or a copy held the training up for.
@@ -45,7 +49,7 @@ class Milestones:
         self._tracker, self._meter, self._writer = tracker, meter, writer
         self._pause = pause
         self._plan, self._settings = job.plan, job.config.training.checkpoints
-        self._copies = Copies()
+        self._keeper: Keeper = _make_shards() if job.is_sharded else WholeState(group)
         self._saved_step: int | None = None
 
     def __call__(self, state: State, result: StepResult) -> None:
@@ -64,12 +68,9 @@ class Milestones:
         self._saved_step = state.step
         self._writer.wait()  # the copy goes where the last one lay
         described = describe_state(self._job, state)
-        if not self._group.world.is_main:
-            return
-        history = tuple(described.history)
-        copied = self._copies.take({"model": described.model, "optimizer": described.optimizer})
-        checkpoint = Checkpoint(**{**vars(described), **copied, "history": history})
-        self._writer.begin(partial(self._write, checkpoint))
+        write = self._keeper.copy(described, state.model, state.optimizer)
+        if write is not None:
+            self._writer.begin(partial(self._write, described.step, described.history, write))
 
     def _validate(self, state: State) -> None:
         job = self._job
@@ -90,18 +91,53 @@ class Milestones:
         epoch = f"epoch {math.ceil(state.step / self._plan.steps_per_epoch)}/{self._plan.epochs}"
         logger.info("%s, step %d: validation loss %.4f, accuracy %.4f", epoch, state.step, loss, accuracy)
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, step: int, history: Sequence[dict[str, float]], write: Callable[[Path], None]) -> None:
         """In the writer's thread."""
-        self._copies.wait()
         self._tracker.flush()  # a resumed run relies on every line up to its checkpoint
-        steps_per_epoch, history = self._plan.steps_per_epoch, checkpoint.history
-        path = self._folder / checkpoint_name(checkpoint.step, steps_per_epoch)
-        save_checkpoint(path, checkpoint)
-        durable.publish(path, self._folder / "last.pt")
+        steps_per_epoch = self._plan.steps_per_epoch
+        path = self._folder / checkpoint_name(step, steps_per_epoch, sharded=self._job.is_sharded)
+        write(path)
+        if not self._group.world.is_main:
+            return
+        durable.publish(path, self._folder / f"last{path.suffix}")
         prune_checkpoints(self._folder, self._plan, self._settings, history)
         if ranked := ranked_checkpoints(self._folder, steps_per_epoch, history):
-            durable.publish(ranked[0][1], self._folder / "best.pt")
-        self._meter.write(step=checkpoint.step)
+            best = ranked[0][1]
+            durable.publish(best, self._folder / f"best{best.suffix}")
+        self._meter.write(step=step)
+
+
+class Keeper(Protocol):
+    def copy(
+        self, checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
+    ) -> Callable[[Path], None] | None:
+        """Begin to copy the state; returns what writes the copy, where this process has anything to write."""
+
+
+class WholeState:
+    """Has the main process write all of it to one file."""
+
+    def __init__(self, group: Group):
+        self._group, self._copies = group, Copies()
+
+    def copy(
+        self, checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
+    ) -> Callable[[Path], None] | None:
+        if not self._group.world.is_main:
+            return None
+        copied = self._copies.take({"model": checkpoint.model, "optimizer": checkpoint.optimizer})
+
+        def write(path: Path) -> None:
+            self._copies.wait()
+            save_checkpoint(path, replace(checkpoint, **copied))
+
+        return write
+
+
+def _make_shards() -> Keeper:
+    from nexa_train.distributed.shards import Shards  # takes seconds to load
+
+    return Shards()
 
 
 def describe_state(job: Job, state: State) -> Checkpoint:

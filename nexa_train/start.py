@@ -15,10 +15,10 @@ from nexa_core.errors import UserError
 from nexa_core.lineage import read_lineage, write_lineage
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run, list_runs
-from nexa_models.checkpoint import load_checkpoint
 from nexa_models.lora import load_state
+from nexa_models.sharded import SUFFIX, is_sharded, open_checkpoint
 from nexa_models.table import load_pretrained
-from nexa_train.checkpoints import checkpoint_name, newest_checkpoint
+from nexa_train.checkpoints import checkpoint_name, newest_checkpoint, newest_of_group
 from nexa_train.distributed.group import Group
 from nexa_train.job import Job
 from nexa_train.loop import State
@@ -49,8 +49,8 @@ def begin_run(job: Job, *, now: datetime) -> RunFolder:
     parents = [layout.relative(job.dataset.manifest_path)]
     if job.source is not None:
         # The run gets a copy, so that it can be continued from there even if it is killed before its own first one.
-        step = load_checkpoint(job.source).step
-        durable.copy(job.source, run.checkpoints / checkpoint_name(step, job.plan.steps_per_epoch))
+        step, sharded = open_checkpoint(job.source, tensors=False).step, is_sharded(job.source)
+        durable.copy(job.source, run.checkpoints / checkpoint_name(step, job.plan.steps_per_epoch, sharded=sharded))
         parents.append(layout.relative(job.source))
     write_lineage(layout, run, kind="training", inputs=job.inputs, outputs=[], parents=parents)
     logger.info("run %s begins in %s", run.run_id, run.path)
@@ -68,9 +68,10 @@ def rejoin(run: RunFolder, job: Job) -> Job:
     begun: dict[str, Any] = lineage["inputs"]
     changed = [key for key in sorted(job.inputs) if begun.get(key) != job.inputs[key]]
     if changed:
+        last = run.checkpoints / f"last{SUFFIX if job.is_sharded else '.pt'}"
         raise UserError(
             f"Run {run.run_id} cannot be continued exactly: {', '.join(changed)} changed since it began. Put that back, "
-            f"start a new run without --resume, or begin one at its checkpoint: --resume-from {run.checkpoints / 'last.pt'}"
+            f"start a new run without --resume, or begin one at its checkpoint: --resume-from {last}"
         )
     return replace(job, inputs=begun)
 
@@ -86,6 +87,8 @@ def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
     if group.world.is_main:
         durable.remove_partial_files(run.path)
     group.wait_for_all()
+    if job.is_sharded:
+        return _restore_shards(job, run, group)
     state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
     checkpoint = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch)
     if checkpoint is None:
@@ -95,6 +98,31 @@ def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
         state.optimizer.load_state_dict(checkpoint.optimizer)
         state.step, state.history = checkpoint.step, list(checkpoint.history)
         logger.info("continuing at step %d", state.step)
+    return state
+
+
+def _restore_shards(job: Job, run: RunFolder, group: Group) -> State:
+    """Likewise with the model cut into shards: what is whole goes into it before, and parts go into its parts."""
+    from nexa_train.distributed.sharding import shard  # takes seconds to load
+    from nexa_train.distributed.shards import load_whole_optimizer, read_shards
+
+    path = newest_of_group(run.checkpoints, job.plan.steps_per_epoch, group)
+    in_parts = path is not None and is_sharded(path)
+    checkpoint = None if path is None else open_checkpoint(path, tensors=not in_parts)
+    if checkpoint is None or (in_parts and job.spec.lora is not None):  # a checkpoint of adapters has no base
+        load_pretrained(job.model, job.spec)
+    if checkpoint is not None and not in_parts:
+        load_state(job.model, job.spec, checkpoint.model)
+    shard(job.model, job.config.training, world=group.world, device=job.device)
+    state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
+    if path is None or checkpoint is None:
+        return state
+    if in_parts:
+        read_shards(path, state.model, state.optimizer, job.spec, group)
+    else:
+        load_whole_optimizer(state.optimizer, checkpoint.optimizer)
+    state.step, state.history = checkpoint.step, list(checkpoint.history)
+    logger.info("continuing at step %d", state.step)
     return state
 
 

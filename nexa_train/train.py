@@ -215,7 +215,9 @@ def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> R
 def _checkpoint_bytes(model: nn.Module) -> int:
     """The weights, and two moments of those that learn."""
     weights = list(model.parameters())
-    return sum(weight.nbytes for weight in weights) + 2 * sum(weight.nbytes for weight in weights if weight.requires_grad)
+    return sum(weight.nbytes for weight in weights) + 2 * sum(
+        weight.nbytes for weight in weights if weight.requires_grad
+    )
 
 
 def _with_world_size(config: RunConfig, size: int) -> RunConfig:

@@ -98,7 +98,9 @@ def make_lab(root: Path) -> Layout:
             roles = ["user", "assistant"] * (len(turns) // 2)
             messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
             print(json.dumps({"messages": messages}), file=chats)
-            print(json.dumps({"text": f"{index}: {' '.join(draw.choices(WORDS, k=draw.randint(3, 60)))}"}), file=documents)
+            print(
+                json.dumps({"text": f"{index}: {' '.join(draw.choices(WORDS, k=draw.randint(3, 60)))}"}), file=documents
+            )
     prepare(DataConfig.model_validate_json(json.dumps({"datasets": DATASETS})), layout)
     return layout
 

@@ -118,9 +118,7 @@ def test_a_launchers_variables_say_which_process_this_is() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_processes_gives_the_bytes_of_one(
-    lab: Layout, alone: dict[str, bytes], world_size: int
-) -> None:
+def test_any_number_of_processes_gives_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], world_size: int) -> None:
     result = run(config_of(world_size), layout=lab)
     assert files_of(result.run.path) == alone
 
@@ -199,6 +197,8 @@ def test_the_fast_reduction_learns_the_same_within_rounding(lab: Layout, strateg
         config = make_config("causal_lm", training=training, model=without_dropout)
         runs[size] = run(config, layout=lab)
     one, other = (load_checkpoint(result.checkpoint) for result in runs.values())
-    assert [entry["loss"] for entry in one.history] == pytest.approx([entry["loss"] for entry in other.history], rel=1e-4)
+    assert [entry["loss"] for entry in one.history] == pytest.approx(
+        [entry["loss"] for entry in other.history], rel=1e-4
+    )
     lineage = json.loads(runs[2].run.lineage.read_text())
     assert lineage["inputs"]["numerics"]["determinism"] == "fast, 2 processes"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nexa_core.config import RunConfig
+from nexa_core.errors import NexaError
 from nexa_core.paths import Layout
 from nexa_train.train import run
 from tests.folders import bert, llama
@@ -32,7 +33,12 @@ TASKS: dict[str, dict[str, Any]] = {
         "training": {**OFTEN, "packing": {"max_tokens": 64}, "activation_checkpointing": True},
     },
     "adapters": {
-        "model": {"name": "causal_lm", "path": "llama", "lora": {"rank": 2, "dropout": 0.1}, "parameters": {"max_tokens": 48}},
+        "model": {
+            "name": "causal_lm",
+            "path": "llama",
+            "lora": {"rank": 2, "dropout": 0.1},
+            "parameters": {"max_tokens": 48},
+        },
         "training": {**OFTEN, "packing": {"max_tokens": 96}},
     },
     "encoder": {
@@ -90,11 +96,12 @@ def run_and_kill(config: RunConfig, lab: Layout, *, after: float, by: signal.Sig
     """Train in a child process and send it a signal; its exit code, or None where the signal killed it."""
     child = os.fork()
     if child == 0:
-        code = 0
+        code = 1
         try:
             run(config, layout=lab, resume=True)
-        except BaseException as error:
-            code = getattr(error, "exit_code", 1)
+            code = 0
+        except NexaError as error:
+            code = error.exit_code
         finally:
             os._exit(code)
     time.sleep(after)

@@ -58,7 +58,9 @@ def losses_of(folder: RunFolder) -> list[float]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_losses_of_each_model_are_the_golden_ones(lab: Layout, model: str) -> None:
-    losses = losses_of(run(make_config(model, training={"max_steps": 8, "gradient_accumulation_steps": 1}), layout=lab).run)
+    losses = losses_of(
+        run(make_config(model, training={"max_steps": 8, "gradient_accumulation_steps": 1}), layout=lab).run
+    )
     golden = GOLDEN / f"{model}.json"
     if os.environ.get("NEXA_WRITE_GOLDEN"):
         golden.write_text(json.dumps(losses) + "\n")

@@ -79,6 +79,53 @@ class CausalLmParameters(Settings):
     dropout: Probability = 0.0
 
 
+class EncoderParameters(Settings):
+    """A bidirectional transformer (BERT's architecture) built from sizes, with random weights."""
+
+    hidden_size: Size = 128
+    num_layers: Size = 2
+    num_heads: Size = 4
+    intermediate_size: Size | None = None
+    """Width of the feed-forward layers; four times the hidden size without it."""
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+    """Longest text in tokens, those that mark its ends among them; longer ones are cut, and how many is reported."""
+    dropout: Probability = 0.1
+
+
+class PretrainedLmParameters(Settings):
+    """How weights that are there already are used."""
+
+    max_tokens: Size = 1024
+    """Longest sequence in tokens; longer rows are cut, and how many is reported."""
+    dropout: Probability | None = None
+    """Dropout wherever the architecture has one; what its own config.json says without it."""
+
+
+class PretrainedEncoderParameters(Settings):
+    """How weights that are there already are used."""
+
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Longest text in tokens, those that mark its ends among them; longer ones are cut, and how many is reported."""
+    dropout: Probability | None = None
+    """Dropout wherever the architecture has one; what its own config.json says without it."""
+
+
+class Lora(Settings):
+    """Only small low-rank matrices beside the model's own are trained. Source: Hu et al. 2021, arXiv:2106.09685."""
+
+    rank: Size = 16
+    """Inner width of each pair of matrices."""
+    alpha: Size = 32
+    """What they add is multiplied with alpha / rank."""
+    dropout: Probability = 0.0
+    """Dropout in front of them."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the layers that get one, e.g. [q_proj, v_proj]; every linear layer but the output's without it."""
+    quantization: Literal["nf4"] | None = None
+    """nf4: the model's own weights are held in 4 bits (QLoRA); needs a GPU and the package bitsandbytes.
+    Source: Dettmers et al. 2023, arXiv:2305.14314."""
+
+
 class MlpModel(Settings):
     name: Literal["mlp"]
     parameters: MlpParameters = MlpParameters()
@@ -95,8 +142,40 @@ class TextClassifierModel(Settings):
 
 
 class CausalLmModel(Settings):
+    """A language model built from sizes."""
+
     name: Literal["causal_lm"]
     parameters: CausalLmParameters = CausalLmParameters()
+
+
+class PretrainedLmModel(Settings):
+    """A language model whose weights are there already."""
+
+    name: Literal["causal_lm"]
+    path: str
+    """A folder as transformers writes it (config.json, *.safetensors, tokenizer.json), or a name on the Hugging Face hub.
+    Its tokenizer replaces the dataset's."""
+    parameters: PretrainedLmParameters = PretrainedLmParameters()
+    chat_template: str | None = None
+    """A Jinja file that writes conversations out, in place of the tokenizer's own template."""
+    lora: Lora | None = None
+
+
+class EncoderClassifierModel(Settings):
+    """A text classifier on a bidirectional transformer built from sizes; reads the dataset's tokenizer."""
+
+    name: Literal["encoder_classifier"]
+    parameters: EncoderParameters = EncoderParameters()
+
+
+class PretrainedEncoderModel(Settings):
+    """A text classifier on a transformer whose weights are there already, but for the classes'."""
+
+    name: Literal["encoder_classifier"]
+    path: str
+    """A folder as transformers writes it (config.json, *.safetensors, tokenizer.json), or a name on the Hugging Face hub.
+    Its tokenizer replaces the dataset's."""
+    parameters: PretrainedEncoderParameters = PretrainedEncoderParameters()
 
 
 class CustomModel(Settings):
@@ -106,11 +185,30 @@ class CustomModel(Settings):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
+def by_origin(value: Any) -> str:
+    """The tag of a transformer: what is asked of weights that are there already is another thing than sizes."""
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "pretrained" if {"path", "lora", "chat_template"} & set(keys) else "sized"
+
+
 ModelConfig = Annotated[
     Annotated[MlpModel, Tag("mlp")]
     | Annotated[CnnModel, Tag("cnn")]
     | Annotated[TextClassifierModel, Tag("text_classifier")]
-    | Annotated[CausalLmModel, Tag("causal_lm")]
+    | Annotated[
+        Annotated[
+            Annotated[CausalLmModel, Tag("sized")] | Annotated[PretrainedLmModel, Tag("pretrained")],
+            Discriminator(by_origin),
+        ],
+        Tag("causal_lm"),
+    ]
+    | Annotated[
+        Annotated[
+            Annotated[EncoderClassifierModel, Tag("sized")] | Annotated[PretrainedEncoderModel, Tag("pretrained")],
+            Discriminator(by_origin),
+        ],
+        Tag("encoder_classifier"),
+    ]
     | Annotated[CustomModel, Tag("custom")],
     Discriminator(by_name),
 ]

@@ -124,7 +124,6 @@ class Distributed(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the initial weights, the order of the data and dropout; equal seeds give equal bytes."""
 
-
     def is_exact(self, device_type: str) -> bool:
         """Whether any number of processes on such devices ("cpu", "cuda") gives the same bytes."""
         if self.determinism is None:

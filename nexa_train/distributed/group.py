@@ -22,7 +22,7 @@ LONGEST_WAIT = timedelta(days=1)
 class Group:
     """All processes of a run; every method is called by all of them in the same order. Alone, each is free."""
 
-    world: World = World()
+    world: World
     control: Any = None
     """A group on the CPU, for what the host decides."""
 

@@ -17,7 +17,9 @@ from nexa_core.runs import RunFolder
 WORKER = "nexa_train.distributed.worker"
 # A worker that is told to end finishes its step and saves; then it has had its time.
 SECONDS_TO_END = 120
-ENDINGS: dict[int, type[NexaError]] = {each.exit_code: each for each in (NexaError, UserError, GateError, NodeError, Preempted)}
+ENDINGS: dict[int, type[NexaError]] = {
+    each.exit_code: each for each in (NexaError, UserError, GateError, NodeError, Preempted)
+}
 
 
 def launch(
@@ -51,9 +53,13 @@ def _run_workers(count: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what went wrong is said once, by the worker
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # what went wrong is said once, by the worker
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    os.environ.setdefault("OMP_NUM_THREADS", threads)  # else as many as cores in each process, which then get in the way
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", threads
+    )  # else as many as cores in each process, which then get in the way
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

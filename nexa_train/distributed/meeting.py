@@ -45,7 +45,7 @@ def meet(
         NodeError: on every process alike, naming each node that is unfit and what to do; or a process was lost.
     """
     if world.is_alone:
-        yield Meeting(Group(), Heartbeat(None, world, timeout_seconds=timeout_seconds), None)
+        yield Meeting(Group(world), Heartbeat(None, world, timeout_seconds=timeout_seconds), None)
         return
     # Imported here: a process that is alone needs none of it.
     from nexa_train.distributed.collectives import check_collectives

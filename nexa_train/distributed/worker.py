@@ -16,7 +16,9 @@ def work(order_path: Path) -> None:
     from nexa_train.train import run
 
     order = json.loads(order_path.read_bytes())
-    config_path, resume_from = (None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from"))
+    config_path, resume_from = (
+        None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from")
+    )
     is_main = read_world(os.environ).is_main
     result = run(
         RunConfig.model_validate_json(json.dumps(order["config"])),
