@@ -1,5 +1,6 @@
-"""The language model: a transformers architecture built from sizes, with the unigram model it has to beat."""
+"""The language model: a transformers architecture built from sizes or brought along, with the unigram model it has to beat."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +8,14 @@ from torch import Tensor, nn
 
 from nexa_core.config.model import CausalLmParameters
 from nexa_core.errors import UserError
+from nexa_models.attention import DOCUMENTS, register
+from nexa_models.lora import adapt, load_quantized
+from nexa_models.pretrained import build_transformer
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import vocabulary_size
+
+FLEX = "flex_attention"
+SAME = 1e-3  # largest difference, as a share of the largest logit, between two ways to compute the same logits
 
 
 class CausalLm(nn.Module):
@@ -23,7 +30,10 @@ class CausalLm(nn.Module):
 
     def __init__(self, transformer: nn.Module, *, num_tokens: int):
         super().__init__()
+        register()
         self.transformer = transformer
+        self._usual_attention = self.transformer.config._attn_implementation
+        self._head_alone = _applies_head_alone(transformer)
         self.register_buffer("unigram_log_probs_V", torch.zeros(num_tokens))
 
     def forward(
@@ -38,42 +48,214 @@ class CausalLm(nn.Module):
             documents: (rows, tokens), which document of its row a token belongs to; tokens attend to their own
                 document only. Without it a row is one document.
         """
-        mask = None if documents is None else block_diagonal_mask(documents)
-        body, head = self.transformer.base_model, self.transformer.get_output_embeddings()
-        hidden = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
-        return head(hidden.flatten(0, 1)[at])
+        self.choose_attention(packed=documents is not None, device=ids.device)
+        masks = None if documents is None else self._masks(documents)
+        inputs = {"input_ids": ids, "attention_mask": masks, "position_ids": positions, "use_cache": False}
+        if documents is not None and self.transformer.config._attn_implementation == DOCUMENTS:
+            inputs["documents"] = documents
+        if self._head_alone:
+            hidden = self.transformer.base_model(**inputs).last_hidden_state
+            return self.transformer.get_output_embeddings()(hidden.flatten(0, 1)[at])
+        # Logits that are scaled or capped are left to the model's own forward, which gives them in the order of places.
+        places, order = at.unique(return_inverse=True)
+        keep = torch.zeros_like(ids, dtype=torch.bool)
+        keep.view(-1)[places] = True
+        return self.transformer(**inputs, logits_to_keep=keep).logits[order]
+
+    def choose_attention(self, *, packed: bool, device: torch.device) -> None:
+        """Have packs go through an attention that skips what a mask would hide, and all else as usual.
+
+        `forward` does it by itself. Whoever compiles the model calls it before, so that nothing changes inside.
+        """
+        config, wanted = self.transformer.config, self._usual_attention
+        if packed and not _drops_attention(config):
+            if device.type == "cuda" and self.transformer._supports_flex_attn:
+                wanted = FLEX
+            elif device.type == "cpu" and self._usual_attention == "sdpa" and _attends_plainly(config):
+                wanted = DOCUMENTS
+        if config._attn_implementation != wanted:
+            self.transformer.set_attn_implementation(wanted)
 
     @torch.no_grad()
     def generate(
-        self, ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, end_id: int, padding_id: int
+        self,
+        ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        max_new_tokens: int,
+        end_id: int | Sequence[int],
+        padding_id: int,
     ) -> Tensor:
-        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens)."""
+        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens); each ends at an `end_id`."""
+        self.choose_attention(packed=False, device=ids.device)
         out = self.transformer.generate(
             input_ids=ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=end_id,
+            eos_token_id=end_id if isinstance(end_id, int) else list(end_id),
             pad_token_id=padding_id,
         )
         return out[:, ids.shape[1] :]
 
+    def _masks(self, documents: Tensor) -> Any:
+        """The mask of packs, or where layers differ in how far they look, one for each kind of layer; None for none."""
+        if self.transformer.config._attn_implementation == DOCUMENTS:
+            return None
+        config = self.transformer.config.get_text_config()
+        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        if kinds is None:
+            return self._mask(documents, window)
+        windows = {"full_attention": None, "sliding_attention": window}
+        if unknown := sorted(set(kinds) - set(windows)):
+            raise UserError(
+                f"The architecture '{config.model_type}' has layers of {', '.join(unknown)}, in which rows of one pack "
+                "would see each other; train without training.packing."
+            )
+        return {kind: self._mask(documents, windows[kind]) for kind in sorted(set(kinds))}
 
-def block_diagonal_mask(documents: Tensor) -> Tensor:
-    """(rows, 1, tokens, tokens), true where a token may look: at itself and earlier tokens of its own document."""
-    same = documents[:, :, None] == documents[:, None, :]
-    return same.tril()[:, None]
+    def _mask(self, documents: Tensor, window: int | None) -> Any:
+        if self.transformer.config._attn_implementation == FLEX:
+            return _flex_mask(documents, window)
+        mask = block_diagonal_mask(documents, window)
+        if self.transformer.config._attn_implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(self.transformer.dtype).min
+            return torch.zeros_like(mask, dtype=self.transformer.dtype).masked_fill(~mask, lowest)
+        return mask
+
+
+def block_diagonal_mask(documents: Tensor, window: int | None = None) -> Tensor:
+    """(rows, 1, tokens, tokens), true where a token may look: at itself and earlier tokens of its own document.
+
+    With `window`, only at the last so many of them, itself among them.
+    """
+    mask = (documents[:, :, None] == documents[:, None, :]).tril()
+    return (mask if window is None else mask.triu(1 - window))[:, None]
 
 
 def build(spec: ModelSpec) -> CausalLm:
+    """The spec's model with fresh weights. One whose base is quantized has its base's own: they are made of them."""
+    num_tokens = vocabulary_size(spec)
+    if spec.pretrained is not None:
+        lora = spec.lora
+        quantized = lora is not None and lora.quantization is not None
+        model = CausalLm(load_quantized(spec) if quantized else build_transformer(spec), num_tokens=num_tokens)
+        if lora is not None:
+            adapt(model.transformer, lora)
+        return model
     parameters = CausalLmParameters.model_validate_json(spec.parameters_json)
     if parameters.hidden_size % parameters.num_heads:
         raise UserError(
             f"model.parameters: hidden_size {parameters.hidden_size} cannot be cut into {parameters.num_heads} heads"
         )
-    num_tokens = vocabulary_size(spec)
     make = {"llama": _llama, "gpt2": _gpt2}[parameters.architecture]
     return CausalLm(make(parameters, num_tokens), num_tokens=num_tokens)
+
+
+@torch.no_grad()
+def check_causal(model: CausalLm) -> None:
+    """Raises UserError when a token's logits depend on later tokens: such a model cannot learn to continue a text."""
+    ids = torch.arange(1, 9, device=model.unigram_log_probs_V.device).remainder(len(model.unigram_log_probs_V))[None]
+    changed = ids.clone()
+    changed[0, -1] = 0
+    at = torch.arange(ids.shape[1] - 1, device=ids.device)
+    if not _agree(model, {"ids": ids, "at": at}, {"ids": changed, "at": at}):
+        kind = model.transformer.config.model_type
+        raise UserError(f"model.path: '{kind}' looks at later tokens as well, so it is no causal_lm.")
+
+
+@torch.no_grad()
+def check_packing(model: CausalLm) -> None:
+    """Raises UserError when rows of one pack would influence each other in this architecture."""
+    device, num_tokens = model.unigram_log_probs_V.device, len(model.unigram_log_probs_V)
+    lengths, draw = (5, 7), torch.Generator().manual_seed(0)
+    rows = [torch.randint(num_tokens, (length,), generator=draw).to(device) for length in lengths]
+    pack = {
+        "ids": torch.cat(rows)[None],
+        "positions": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "documents": torch.cat([torch.full_like(row, index + 1) for index, row in enumerate(rows)])[None],
+    }
+    places = torch.arange(sum(lengths), device=device).split(lengths)
+    kind = model.transformer.config.model_type
+    for row, at in zip(rows, places, strict=True):
+        alone = {"ids": row[None], "at": torch.arange(len(row), device=device)}
+        try:
+            is_alone = _agree(model, {**pack, "at": at}, alone)
+        except UserError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:  # bloom, for one, reads no mask but its own
+            raise UserError(f"'{kind}' takes no packs ({error}); train without training.packing.") from None
+        if not is_alone:
+            raise UserError(f"Rows of one pack would see each other in '{kind}'; train without training.packing.")
+
+
+def _agree(model: CausalLm, one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    was_training = model.training
+    model.eval()
+    first, second = model(**one), model(**other)
+    model.train(was_training)
+    return bool((first - second).abs().max() <= SAME * first.abs().max())
+
+
+@torch.no_grad()
+def _applies_head_alone(transformer: Any) -> bool:
+    """Whether the logits are what the output layer makes of the last hidden state, and nothing is done before or after.
+
+    Seen from the tensors themselves, whatever is in them: gemma2 caps its logits, cohere and granite scale them. False,
+    which is never wrong but slower, where there are no tensors yet (meta).
+    """
+    seen: dict[str, Tensor] = {}
+    body, head = transformer.base_model, transformer.get_output_embeddings()
+    if head is None or head.weight.is_meta:
+        return False
+    hooks = [
+        body.register_forward_hook(lambda _, given, out: seen.update(hidden=out.last_hidden_state)),
+        head.register_forward_hook(lambda _, given, out: seen.update(given=given[0], logits=out)),
+    ]
+    was_training = transformer.training
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
+    logits = transformer.eval()(input_ids=ids, use_cache=False).logits
+    transformer.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    if seen.keys() < {"hidden", "given", "logits"}:  # opt calls the decoder inside its body, and not the body
+        return False
+    return logits is seen["logits"] and _is_view_of_all(seen["given"], seen["hidden"])
+
+
+def _is_view_of_all(tensor: Tensor, other: Tensor) -> bool:
+    owner = other if other._base is None else other._base
+    return (tensor is other or tensor._base is owner) and (tensor.shape, tensor.stride()) == (
+        other.shape,
+        other.stride(),
+    )
+
+
+def _flex_mask(documents: Tensor, window: int | None) -> Any:
+    """`block_diagonal_mask` as FlexAttention takes it: which blocks of it are empty, and the rule inside the others."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_look(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (documents[row, query] == documents[row, key]) & (key <= query)
+        return own if window is None else own & (key > query - window)
+
+    num_rows, num_tokens = documents.shape
+    device, compiled = documents.device, documents.is_cuda
+    return create_block_mask(may_look, num_rows, None, num_tokens, num_tokens, device=device, _compile=compiled)
+
+
+def _drops_attention(config: Any) -> bool:
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    return any(getattr(config.get_text_config(), name, None) for name in names)
+
+
+def _attends_plainly(config: Any) -> bool:
+    """Whether every token looks at all earlier ones, and scores are scaled and nothing else."""
+    config = config.get_text_config()
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return False
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return windows is None and not getattr(config, "attn_logit_softcapping", None)
 
 
 def _llama(parameters: CausalLmParameters, num_tokens: int) -> nn.Module:

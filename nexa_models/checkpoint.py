@@ -74,11 +74,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """The verified checkpoint at `path`, on the CPU.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is a sharded checkpoint.
         DamagedCheckpoint: it is torn, altered, of another format, or holds more than tensors and plain values.
     """
     if not path.exists():
         raise UserError(f"No checkpoint {path}.{_nearby(path)}")
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; make one file of a sharded checkpoint: nexa consolidate --checkpoint {path}"
+        )
     with path.open("rb") as file:
         try:
             payload = torch.load(file, map_location="cpu", weights_only=True)

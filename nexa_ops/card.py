@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from nexa_core.config.data import Rows
+from nexa_core.config.data import ChatRows, Rows
 from nexa_core.manifest import Manifest
 from nexa_data.datasets import Dataset
 from nexa_models.checkpoint import Checkpoint
 from nexa_models.scores import interval_text
 from nexa_models.spec import ModelSpec
 from nexa_ops.inputs import InputReader
+from nexa_ops.proof import Merged
 
 CARD = """\
 # {run_id}
 
-A `{model}` trained by NexaCompute on dataset `{dataset}`, step {step}.
+A `{model}` trained by NexaCompute on dataset `{dataset}`, step {step}.{base}
 
 ## Scores
 On {num_rows} rows of the {split} split, which the model was not trained on; intervals are at 95%.
@@ -36,7 +37,12 @@ The scores speak of rows like those of `{dataset}`. Nothing was measured on othe
 
 
 def write_card(
-    manifest: Manifest, metrics: dict[str, Any], checkpoint: Checkpoint, dataset: Dataset, rows: Rows
+    manifest: Manifest,
+    metrics: dict[str, Any],
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    rows: Rows,
+    merged: Merged | None,
 ) -> str:
     """The card as Markdown; a function of its arguments, so that packing twice gives the same bytes."""
     spec = checkpoint.spec
@@ -49,6 +55,7 @@ def write_card(
         model=spec.model["name"],
         dataset=dataset.key,
         step=checkpoint.step,
+        base=_base(spec, merged),
         num_rows=max(value["num_rows"] for value in metrics["metrics"].values()),
         split=metrics["split"],
         scores="\n".join(scores),
@@ -60,11 +67,23 @@ def write_card(
     )
 
 
+def _base(spec: ModelSpec, merged: Merged | None) -> str:
+    """What it was made from, where its weights were there already."""
+    if spec.pretrained is None:
+        return ""
+    weights = [f"- {name} (sha256 `{digest}`)" for name, digest in sorted(spec.pretrained.files.items())]
+    how = "" if merged is None else f" It learned through adapters, which lie in its weights now: {merged.as_text()}."
+    return "\n".join([f" It began as `{spec.model['path']}`, whose license holds for it as well:", *weights, how])
+
+
 def _inputs(spec: ModelSpec, rows: Rows) -> str:
     """The rows that `predict` takes, as an example."""
     reader = InputReader(spec, rows)
     columns = reader.source_columns or (reader.own_column,)
     value = '"..."'
+    if isinstance(rows, ChatRows):
+        user = next((theirs for theirs, ours in rows.roles.items() if ours == "user"), "user")
+        value = f'[{{"{rows.role}": "{user}", "{rows.content}": "..."}}]'
     if spec.kind == "features":
         value = "0.0" if len(columns) > 1 else "[...]"
     shown = ", ".join(f'"{column}": {value}' for column in columns)

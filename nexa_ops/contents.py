@@ -11,9 +11,9 @@ from nexa_core.config import Settings
 from nexa_core.config.data import Rows
 from nexa_core.config.model import ModelConfig
 from nexa_core.errors import GateError, UserError
-from nexa_models.spec import ModelSpec
+from nexa_models.spec import KINDS_OF_MODEL, ModelSpec, Pretrained, needs_token_ids
 from nexa_models.table import MODELS, build_model
-from nexa_models.vocabulary import load_tokenizer, special_ids
+from nexa_models.vocabulary import load_tokenizer, special_ids, vocabulary_size
 from nexa_models.weights import check_fit, read_weights
 from nexa_ops.archive import SUMS
 
@@ -31,33 +31,49 @@ PROOF_PREDICTIONS = "proof_predictions.parquet"
 
 REQUIRED = {WEIGHTS, MODEL, CONFIG, METRICS, MANIFEST, LINEAGE, CARD, PROOF, PROOF_ROWS, PROOF_PREDICTIONS, SUMS}
 
-KIND_OF_MODEL = {"text_classifier": "text", "causal_lm": "pairs"}  # all others read features
+MAX_EXPERTS = 10_000  # of a mixture; each may be a module of its own
+
+Id = Annotated[int, Field(ge=0)]
+
+
+class PackedPretrained(Settings):
+    """What `model.json` says of a model whose weights were there already: see `nexa_models.spec.Pretrained`."""
+
+    architecture: dict[str, Any]
+    padding_id: Id
+    begin_id: Id | None
+    end_id: Id
+    special_tokens: dict[str, str]
+    chat_template: str | None
+    files: dict[str, str]
 
 
 class PackedModel(Settings):
     """`model.json`: a model's spec without its tokenizer, and the rows that its dataset was made of."""
 
     model: ModelConfig
-    kind: Literal["features", "text", "pairs"]
+    kind: Literal["features", "text", "pairs", "chat"]
     labels: tuple[str, ...]
     feature_shape: tuple[Annotated[int, Field(gt=0)], ...] | None
     rows: Rows
     """The columns that the source had, so that `predict` takes rows like those of its maker."""
+    pretrained: PackedPretrained | None = None
 
     def mistakes(self, *, has_tokenizer: bool) -> list[str]:
         """What in it contradicts itself."""
-        name, parameters = self.model.name, self.model.resolved()["parameters"]
+        name, model = self.model.name, self.model.resolved()
         is_language_model = name == "causal_lm"
-        reads_tokens = is_language_model or parameters.get("vocabulary") == {"name": "bpe"}
         num_axes = len(self.feature_shape or ())
         holds = {
-            f"a {name} does not read rows of {self.kind}": KIND_OF_MODEL.get(name, "features") == self.kind,
+            f"a {name} does not read rows of {self.kind}": self.kind in KINDS_OF_MODEL.get(name, ("features",)),
             f"rows are of {self.rows.name} and of {self.kind}": self.rows.name == self.kind,
             "a classifier needs two labels or more, each once": is_language_model
             or len(set(self.labels)) == len(self.labels) > 1,
             "rows of features have a shape, and no others": (num_axes > 0) == (self.kind == "features"),
             "a cnn reads rows of three axes": name != "cnn" or num_axes == 3,
-            f"{TOKENIZER} is there when the model reads tokens": reads_tokens == has_tokenizer,
+            f"{TOKENIZER} is there when the model reads tokens": needs_token_ids(model) == has_tokenizer,
+            "`pretrained` is there when the model has a path": ("path" in model) == (self.pretrained is not None),
+            "adapters are merged when they are packed": model.get("lora") is None,
         }
         return [mistake for mistake, is_fine in holds.items() if not is_fine]
 
@@ -75,9 +91,13 @@ def read_packed(folder: Path) -> tuple[ModelSpec, Rows]:
     packed = read_settings(folder / MODEL, PackedModel)
     if mistakes := packed.mistakes(has_tokenizer=TOKENIZER in names):
         raise GateError(f"{MODEL}: {mistakes[0]}")
-    tokenizer = _read_tokenizer(folder / TOKENIZER) if TOKENIZER in names else None
+    pretrained = None if packed.pretrained is None else Pretrained(**packed.pretrained.resolved())
+    tokenizer = _read_tokenizer(folder / TOKENIZER, is_own=pretrained is None) if TOKENIZER in names else None
     model = packed.model.resolved()
-    return ModelSpec(model, packed.kind, packed.labels, packed.feature_shape, tokenizer), packed.rows
+    spec = ModelSpec(model, packed.kind, packed.labels, packed.feature_shape, tokenizer, pretrained)
+    if pretrained is not None:
+        _check_ids(spec, pretrained)
+    return spec, packed.rows
 
 
 def read_model(folder: Path, spec: ModelSpec, *, trusted: str | None) -> nn.Module:
@@ -123,14 +143,37 @@ def _first_mistake(error: ValidationError) -> str:
 
 def _check_size(spec: ModelSpec, weights: dict[str, Any]) -> None:
     """Refuse a spec that asks for another model than the weights are of, before memory is taken for it."""
-    if spec.model["parameters"].get("num_layers", 0) > len(weights):
+    sizes = spec.model["parameters"] if spec.pretrained is None else spec.pretrained.architecture
+    if _most(sizes, "layer") > len(weights) or _most(sizes, "expert") > MAX_EXPERTS:
         raise GateError(f"{MODEL} asks for more layers than there are weights.")
     try:
         with device("meta"), _Unfilled():
             model = build_model(spec)
     except (UserError, RuntimeError) as error:  # RuntimeError: sizes beyond what a tensor can have
-        raise GateError(f"{MODEL}: {str(error).splitlines()[0]}") from None
+        raise GateError(f"{MODEL}: {_first_line(error)}") from None
+    except Exception as error:
+        if spec.pretrained is None:
+            raise
+        raise GateError(f"{MODEL}: its architecture cannot be built: {_first_line(error)}") from None
     check_fit(model, weights)
+
+
+def _most(sizes: Any, what: str) -> int:
+    """The largest number that any `num_...` or `n_...` of `what` is set to, wherever it lies."""
+    if isinstance(sizes, list):
+        return max((_most(value, what) for value in sizes), default=0)
+    if not isinstance(sizes, dict):
+        return 0
+    counts = [
+        int(value)
+        for key, value in sizes.items()
+        if what in key and key.startswith(("n_", "num_")) and isinstance(value, int | float)
+    ]
+    return max([*counts, *(_most(value, what) for value in sizes.values())], default=0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _Unfilled(TorchFunctionMode):
@@ -143,14 +186,28 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **given)
 
 
-def _read_tokenizer(path: Path) -> str:
+def _check_ids(spec: ModelSpec, pretrained: Pretrained) -> None:
+    """Hold the ids of tokens, known and special, against the embedding that they look up."""
+    try:
+        num_embedded = vocabulary_size(spec)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise GateError(f"{MODEL}: its architecture has no vocab_size") from None
+    assert spec.tokenizer is not None
+    known = max(load_tokenizer(spec.tokenizer).get_vocab().values(), default=0)
+    if max(known, pretrained.padding_id, pretrained.begin_id or 0, pretrained.end_id) >= num_embedded:
+        raise GateError(f"{MODEL}: there are token ids above those that its {num_embedded} embeddings are of")
+
+
+def _read_tokenizer(path: Path, *, is_own: bool) -> str:
+    """The tokenizer's JSON; one of a dataset's own also has its special tokens and no gaps."""
     try:
         text = path.read_text(encoding="utf-8")
         tokenizer = load_tokenizer(text)
-        special_ids(tokenizer)
+        if is_own:
+            special_ids(tokenizer)
     except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a malformed file
         raise GateError(f"{path.name}: {error}") from None
     vocabulary = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= len(vocabulary):
+    if is_own and max(vocabulary.values()) >= len(vocabulary):
         raise GateError(f"{path.name}: its token ids have gaps")
     return text

@@ -94,7 +94,7 @@ class Predictor:
             raise RowError(row.reason, row.detail)
         return self.reader.read(row.values)
 
-    def _complete(self, prompts: list[str]) -> Iterator[Answer]:
+    def _complete(self, prompts: list[Any]) -> Iterator[Answer]:
         for text in complete(
             self.model,
             self.spec,
@@ -103,8 +103,9 @@ class Predictor:
             batch_size=BATCH_SIZE,
             device=torch.device("cpu"),
         ):
-            max_tokens = self.spec.model["parameters"]["max_tokens"]
-            full = f"the prompt fills the {max_tokens} tokens that the model reads; there is no room behind it"
+            full = (
+                f"the prompt fills the {self.spec.max_tokens} tokens that the model reads; there is no room behind it"
+            )
             yield {"error": full} if text is None else {"prediction": text}
 
     def _classify(self, values: list[Any]) -> Iterator[Answer]:

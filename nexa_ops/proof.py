@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from nexa_core.config import Settings
-from nexa_core.errors import GateError
-from nexa_data.rows import SCHEMAS
+from nexa_core.errors import GateError, UserError
+from nexa_data.rows import SCHEMAS, plain_messages
+from nexa_models.chat import encode_conversations
+from nexa_models.lora import BOUND, BOUND_QUANTIZED
 from nexa_models.predict import CLASSIFICATION_SCHEMA, LANGUAGE_MODEL_SCHEMA, Asked, predicted_numbers, score
 from nexa_models.scores import CLASSIFIER_SCORES, LANGUAGE_MODEL_SCORES, main_score
 from nexa_models.spec import ModelSpec
@@ -23,6 +25,33 @@ TOLERANCE = 1e-4
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Merged(Settings):
+    """How near the packed model's logits on the proof's rows came to those of the model with its adapters apart."""
+
+    max_difference: NonNegative
+    max_logit: NonNegative
+    was_quantized: bool = False
+    """Whether the adapters lay beside weights of 4 bits."""
+
+    @property
+    def bound(self) -> float:
+        return BOUND_QUANTIZED if self.was_quantized else BOUND
+
+    @property
+    def share(self) -> float:
+        """The difference as a share of the largest logit."""
+        return self.max_difference / self.max_logit if self.max_logit else self.max_difference
+
+    @property
+    def is_near(self) -> bool:
+        return self.share <= self.bound
+
+    def as_text(self) -> str:
+        share, bound = f"{self.share:.3g}", f"{self.bound:g}"
+        return f"merged logits differ from the adapters' by at most {share} of the largest (allowed: {bound})"
 
 
 class Proof(Settings):
@@ -37,6 +66,8 @@ class Proof(Settings):
     batch_size: Size
     generate_rows: Count
     max_new_tokens: Count
+    merged: Merged | None = None
+    """Of a model that was trained with adapters."""
 
     @property
     def asked(self) -> Asked:
@@ -120,6 +151,11 @@ def _read_table(path: Path, schema: pa.Schema, num_rows: int, *, may_be_null: se
 
 def _check_values(rows: pa.Table, predictions: pa.Table, spec: ModelSpec) -> None:
     """Hold the lists and labels in the proof against the model, which takes them as they are."""
+    if spec.kind == "chat":
+        try:
+            encode_conversations([plain_messages(messages) for messages in rows["messages"].to_pylist()], spec)
+        except (UserError, ValueError, TypeError, AttributeError) as error:
+            raise GateError(f"{PROOF_ROWS}: {error}") from None
     if spec.is_language_model:
         return
     unknown = set(rows["label"].to_pylist()) - set(spec.labels)

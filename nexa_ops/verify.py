@@ -11,6 +11,7 @@ import torch
 from nexa_core.config import RunConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.manifest import read_manifest
+from nexa_models.lora import merged_settings
 from nexa_models.numerics import make_deterministic
 from nexa_models.predict import predict
 from nexa_models.spec import ModelSpec
@@ -68,16 +69,16 @@ def verify(tarball: Path, *, trusted: str | None = None) -> Report:
         predictions = predict(model, spec, rows, proof.asked, device=torch.device("cpu"))
         value = score_of(predictions, spec)
         num_weights = sum(weight.numel() for weight in model.parameters())
-        return Report(
-            tarball,
-            (
-                Check("files", True, f"{num_files} files, every digest holds"),
-                Check("model", True, f"{spec.model['name']} with {num_weights:,} weights, rebuilt"),
-                _compare_predictions(predictions, recorded, spec),
-                _compare_score(proof, value),
-                _compare_records(folder, spec, proof, value),
-            ),
-        )
+        checks = [
+            Check("files", True, f"{num_files} files, every digest holds"),
+            Check("model", True, f"{spec.model['name']} with {num_weights:,} weights, rebuilt"),
+            _compare_predictions(predictions, recorded, spec),
+            _compare_score(proof, value),
+            _compare_records(folder, spec, proof, value),
+        ]
+        if proof.merged is not None:
+            checks.append(Check("merge", proof.merged.is_near, f"when packed, {proof.merged.as_text()}"))
+        return Report(tarball, tuple(checks))
 
 
 def _compare_predictions(ours: pa.Table, recorded: pa.Table, spec: ModelSpec) -> Check:
@@ -104,7 +105,7 @@ def _compare_records(folder: Path, spec: ModelSpec, proof: Proof, value: float) 
         manifest = read_manifest(folder / contents.MANIFEST)
     except UserError as error:
         return Check("records", False, str(error).replace(f"{folder}/", "").splitlines()[0])
-    if config.model.resolved() != spec.model:
+    if merged_settings(config.model.resolved()) != spec.model:
         return Check("records", False, f"{contents.CONFIG} describes another model than {contents.MODEL}")
     scores = _scores_in(folder / contents.METRICS)
     if scores != manifest["metrics"]:

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nexa_core.command import run_to_exit
+from nexa_core.errors import UserError
 
 app = typer.Typer(
     help="A machine-learning laboratory in a box: raw files in, a verified package out.",
@@ -80,12 +82,14 @@ def train(
     """
     from nexa_core.config import RunConfig, load_config
     from nexa_core.paths import Layout
+    from nexa_train.distributed.world import read_world
     from nexa_train.train import run
 
     settings = load_config(config, RunConfig, overrides=override or [])
     layout = Layout.from_environment()
     result = run(settings, layout=layout, config_path=config, resume=resume, resume_from=resume_from)
-    show(result.manifest, result.as_text(layout), as_json)
+    if read_world(os.environ).is_main:
+        show(result.manifest, result.as_text(layout), as_json)
 
 
 @app.command()
@@ -105,6 +109,20 @@ def evaluate(
     layout = Layout.from_environment()
     result = evaluate_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [])
     show(result.metrics, result.as_text(layout), as_json)
+
+
+@app.command()
+def consolidate(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint_*.sharded folder.")],
+    output: Annotated[Path | None, typer.Option(help="The file to write. [default: beside the folder]")] = None,
+) -> None:
+    """Make one checkpoint file of a sharded checkpoint, without a GPU or other processes.
+
+    Example: nexa consolidate --checkpoint artifacts/runs/base/base_20260102_030405/checkpoints/last.sharded
+    """
+    from nexa_models.sharded import consolidate as make_one_file
+
+    print(make_one_file(checkpoint, output))
 
 
 @app.command()
@@ -205,17 +223,111 @@ def leaderboard(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Examine all processes that a launcher such as torchrun started.")
+    ] = False,
+    config: OptionalConfig = None,
+    override: Overrides = None,
+    as_json: Json = False,
+) -> None:
     """Say what is installed, visible and writable here; exit code 3 when something needed is not.
+
+    With --distributed, say whether nodes are fit to train together (as --config would); exit code 4 when one is not.
 
     Example: nexa doctor
     """
     from nexa_core.paths import Layout
+
+    layout = Layout.from_environment()
+    if distributed:
+        from nexa_ops.doctor_distributed import examine_together
+
+        health = examine_together(layout, config_path=config, overrides=override or [], environment=os.environ)
+        if health.nodes:  # one process speaks for all
+            show(health.as_json(), health.as_text(), as_json)
+        health.require_pass()
+        return
+    if config or override:
+        raise UserError("`nexa doctor` looks at this machine alone; --config and --override go with --distributed.")
     from nexa_ops.doctor import examine
 
-    report = examine(Layout.from_environment())
+    report = examine(layout)
     show(report.as_json(), report.as_text(), as_json)
     report.require_pass()
+
+
+@app.command()
+def preflight(
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs of each node, a process for each. [default: as training.device says]", min=0)
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100, to tell the time by.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB of each GPU, or of a node without. [default: this machine's]", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would be, without training: data, masks, memory, disk, time, cost; exit code 3 when it can't work.
+
+    Example: nexa preflight --config configs/default.yaml
+    """
+    from nexa_core.config import RunConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_ops.preflight import examine
+
+    settings = load_config(config, RunConfig, overrides=override or [])
+    report = examine(
+        settings,
+        Layout.from_environment(),
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        memory_gib=memory,
+    )
+    show(report.as_json(), report.as_text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), as_json)
+    report.require_pass()
+
+
+@app.command()
+def launch(
+    to: Annotated[str, typer.Option(help="slurm, k8s (Kubeflow Trainer) or sky (SkyPilot).")],
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node, a process for each; 0 for CPUs only.", min=0)],
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(help="Processor cores of each node. [default: 8 for each GPU]", min=1)
+    ] = None,
+    gpu_type: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100 (slurm, sky).")] = None,
+    time: Annotated[str | None, typer.Option(help="Longest time, e.g. 24:00:00 or 2-00:00:00 (slurm, k8s).")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image (k8s, sky).")] = None,
+    volume: Annotated[str | None, typer.Option(help="Volume that holds the laboratory (k8s, sky).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the scheduler's file here.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make the scheduler's file and submit nothing.")] = False,
+) -> None:
+    """Train on a cluster or cloud: hand the run to its scheduler.
+
+    Example: nexa launch --to slurm --config configs/baseline.yaml --nodes 2 --gpus-per-node 8 --dry-run
+    """
+    from nexa_ops.launch import launch as launch_run
+    from nexa_ops.launchers.plan import Options
+
+    said = launch_run(
+        to,
+        config_path=config,
+        overrides=override or [],
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        options=Options(gpu_type=gpu_type, time=time, image=image, volume=volume),
+        output=output,
+        dry_run=dry_run,
+    )
+    print(said)
 
 
 @app.command()

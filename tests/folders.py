@@ -17,12 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from nexa_core.config.model import PretrainedEncoderModel, PretrainedLmModel
 from nexa_models.pretrained import read_pretrained
 from nexa_models.spec import ModelSpec
 from tests.labs import WORDS, make_config
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-TEXTS = [" ".join(WORDS[start:] + WORDS[:start]) for start in range(len(WORDS))] + ["write 3 words system user assistant"]
+TEXTS = [" ".join(WORDS[start:] + WORDS[:start]) for start in range(len(WORDS))] + [
+    "write 3 words system user assistant"
+]
 
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]")
@@ -55,7 +58,7 @@ def byte_level(folder: Path, *, template: str | None = None, bos: str | None = N
 
 def word_pieces(folder: Path) -> Any:
     """A tokenizer like BERT's: `[CLS] text [SEP]`."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -100,9 +103,12 @@ def save(folder: Path, config: PreTrainedConfig, auto_class: Any) -> PreTrainedM
 def spec_of(path: Path, *, kind: str = "pairs", name: str = "causal_lm", **model: Any) -> ModelSpec:
     """The spec of a run on the model at `path`, without a laboratory around it."""
     settings = {"name": name, "path": str(path), **model}
-    config = make_config("causal_lm", model={"parameters": {"max_tokens": 64}, **settings}).model.resolved()
+    config = make_config("causal_lm", model={"parameters": {"max_tokens": 64}, **settings}).model
+    assert isinstance(config, PretrainedLmModel | PretrainedEncoderModel)
     pretrained, tokenizer = read_pretrained(config)
-    return ModelSpec(config, kind, () if name == "causal_lm" else ("animals", "things"), None, tokenizer, pretrained)
+    return ModelSpec(
+        config.resolved(), kind, () if name == "causal_lm" else ("animals", "things"), None, tokenizer, pretrained
+    )
 
 
 def rewrite(path: Path, **changes: Any) -> None:

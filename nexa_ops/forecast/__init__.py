@@ -1,0 +1,1 @@
+"""What a run would be, worked out before it begins."""

@@ -1,0 +1,117 @@
+"""The most memory that a training process takes at once: its tensors counted, all else measured in this process."""
+
+import resource
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nexa_core.config import RunConfig
+from nexa_models.spec import ModelSpec
+from nexa_models.table import build_model
+from nexa_ops.forecast.trace import Traced, unquantized
+from nexa_train.optim import build_optimizer
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's memory in bytes, tensors and all."""
+
+    now: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one training process."""
+
+    process: int
+    """The interpreter, its libraries and the encoded rows."""
+    weights: int
+    gradients: int
+    optimizer: int
+    step: int
+    """Gradients, their partial sums, activations and logits when they are most at once."""
+    evaluation: int
+    """Activations and logits of a batch of the evaluation."""
+    checkpoint: int
+    """The copy of weights and optimizer that is written while training goes on."""
+    host: int
+    """The most at once in the machine's memory."""
+    host_when: str
+    gpu: int | None
+    """The most at once in a GPU's, without the 0.5 GiB or so that its driver takes; None without one."""
+    gpu_when: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        names = ("process", "weights", "optimizer", "step", "evaluation", "checkpoint")
+        parts = ", ".join(f"{name} {size_text(getattr(self, name))}" for name in names)
+        host = f"{size_text(self.host)} a process, most while {self.host_when}"
+        if self.gpu is None:
+            return f"{host} ({parts})"
+        return f"{size_text(self.gpu)} of its GPU, most while {self.gpu_when}; {host} ({parts})"
+
+
+def read_process() -> Process:
+    """What the system says of this process; where it has no /proc, its peak for both."""
+    try:
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Process(peak, peak)
+    values = dict(line.split(":", 1) for line in lines)
+    return Process(*(int(values[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")))
+
+
+def load_what_training_loads(spec: ModelSpec, config: RunConfig) -> None:
+    """Bring into this process what a run brings into its own before it trains: libraries and the model's code."""
+    if config.tracking.tensorboard:
+        import tensorboard.summary  # noqa: F401
+    weights = nn.Linear(8, 8)
+    optimizer = build_optimizer(weights, config.training.optimizer)
+    weights(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    with FakeTensorMode():
+        build_model(unquantized(spec))
+
+
+def estimate(process: Process, traced: Traced, *, on_gpu: bool) -> Memory:
+    """The fullest of a process's phases; `process` is as it is with all rows encoded, before there is a model."""
+    weights, state = traced.weights, traced.weights + traced.optimizer
+    on_device = {
+        "training": state + traced.step,
+        "validating": state + traced.evaluation,
+        "scoring": state + weights + traced.evaluation,
+    }
+    on_host = traced.kept
+    if on_gpu:
+        reading = traced.checkpoint + weights
+        on_host = {"loading": traced.kept["loading"], "saving": traced.checkpoint, "reading the result back": reading}
+    on_host = {name: size + process.now for name, size in on_host.items()} | {"encoding": process.peak}
+    host_when = max(on_host, key=lambda name: on_host[name])
+    gpu_when = max(on_device, key=lambda name: on_device[name]) if on_gpu else None
+    return Memory(
+        process=process.now,
+        weights=weights,
+        gradients=traced.gradients,
+        optimizer=traced.optimizer,
+        step=traced.step,
+        evaluation=traced.evaluation,
+        checkpoint=traced.checkpoint,
+        host=on_host[host_when],
+        host_when=host_when,
+        gpu=None if gpu_when is None else on_device[gpu_when],
+        gpu_when=gpu_when,
+    )
+
+
+def size_text(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"

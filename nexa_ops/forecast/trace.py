@@ -1,0 +1,270 @@
+"""A run's own steps on tensors without storage: what they would hold, with nothing allocated and on no device."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+
+from nexa_core.config import RunConfig
+from nexa_core.errors import UserError
+from nexa_models.encoding import Batch, Encoded
+from nexa_models.flops import training_flops_per_token
+from nexa_models.lora import saved_state
+from nexa_models.predict import summed_loss
+from nexa_models.spec import ModelSpec
+from nexa_models.table import build_model
+from nexa_ops.forecast.batches import Microbatch
+from nexa_ops.forecast.heap import replay
+from nexa_ops.forecast.live_bytes import LiveBytes
+from nexa_ops.forecast.parameters import Parameters, bytes_of, count_parameters, tensors_in
+from nexa_ops.forecast.rehearsal import rehearse
+from nexa_train.distributed.world import World
+from nexa_train.feed import Feed, StepData
+from nexa_train.job import made_fast
+from nexa_train.loop import State, StepResult
+from nexa_train.optim import build_optimizer
+from nexa_train.order import Plan
+
+CPU = torch.device("cpu")
+MOST_TRACED = 8
+"""Microbatches of a step that one process is traced through; further ones add but to the partial sums."""
+NF4_BYTES = 0.516
+"""Of a weight in 4 bits, with its scales. Source: Dettmers et al. 2023, arXiv:2305.14314, section 3: 4.127 bits."""
+UNTRACEABLE = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+)
+"""What a model ends in that looks at the values of its tensors, where there are none."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes of one process's tensors, and what else a model without storage tells."""
+
+    parameters: Parameters
+    flops_per_token: float
+    """Of a forward and backward pass; of a row, where rows have no tokens."""
+    weights: int
+    """Parameters and buffers, trained or not."""
+    gradients: int
+    optimizer: int
+    step: int
+    """Gradients, their partial sums, activations and logits when they are most at once."""
+    evaluation: int
+    """Activations and logits of a batch that is only looked at, likewise."""
+    checkpoint: int
+    """Weights and optimizer as they are saved."""
+    kept: dict[str, int]
+    """By phase, what a process that computes on a processor keeps at most for all of its tensors."""
+
+
+def trace(
+    spec: ModelSpec,
+    config: RunConfig,
+    *,
+    plan: Plan,
+    data: Encoded,
+    heaviest: Sequence[Microbatch],
+    looked_at: Sequence[Batch],
+    saves_midway: bool,
+    mean_length: float,
+    world: World,
+    is_exact: bool,
+    on_gpu: bool,
+) -> Traced:
+    """Go through a run from the model's building to its scores, by the very loop that trains, in the heaviest steps only.
+
+    Each operation holds what it holds on a processor. For a GPU a pack is taken for one document: the attention that
+    is used there holds no mask, like that of one document here.
+
+    Raises:
+        UserError: the model cannot be built, or looks at the values of its tensors.
+    """
+    midway = saves_midway and not on_gpu  # from a GPU the copy goes to the machine's memory
+    live = LiveBytes()
+    try:
+        with fake_tensor.FakeTensorMode() as mode, live:
+            live.phase = "loading"
+            model = made_fast(build_model(unquantized(spec)), config.training.model_copy(update={"compile": False}))
+            if spec.pretrained is not None:
+                _copies(model.state_dict())
+            state = State(model, build_optimizer(model, config.training.optimizer))
+            live.phase = "training"
+            saver = _Saver(spec) if midway else None
+            rehearse(
+                state,
+                _Chosen(data, plan, 0, world.size, 0, CPU, tuple(heaviest), mode, on_gpu),
+                config,
+                world=world,
+                is_exact=is_exact,
+                should_stop=lambda state: False,
+                hooks=[] if saver is None else [saver],
+            )
+            live.phase = "validating"
+            batches = [_without_storage(batch, mode) for batch in looked_at]
+            _look(model, batches)
+            live.phase = "saving"
+            saver = saver or _Saver(spec)
+            saver.save(state)
+            checkpoint = bytes_of(saver.copies)
+            _copies(max(saver.copies, key=_size))  # on its way to the file
+            saver.copies.clear()
+            live.phase = "reading the result back"
+            read = _copies(_saved(state, spec))
+            result = build_model(unquantized(spec))
+            del read
+            live.phase = "scoring"
+            _look(result, batches)
+    except UNTRACEABLE as error:
+        raise UserError(
+            f"Model '{spec.model['name']}' looks at the values of its tensors ({type(error).__name__}), so that what it "
+            "holds cannot be told before it trains. Train a few steps instead (--override training.max_steps=3) and read "
+            "peak_memory_bytes in the run's cost.json."
+        ) from None
+    weights = bytes_of([*model.parameters(), *model.buffers()])
+    optimizer = bytes_of(tensors_in(state.optimizer.state_dict()))
+    held = weights + optimizer + (checkpoint if midway else 0)
+    gradients = bytes_of([weight for weight in model.parameters() if weight.requires_grad])
+    traced = Traced(
+        parameters=count_parameters(model),
+        flops_per_token=training_flops_per_token(model, mean_length=mean_length),
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        step=live.peak_of("training") - held,
+        evaluation=max(0, live.peak_of("validating") - held),
+        checkpoint=checkpoint,
+        kept=replay(live.events),
+    )
+    traced = _with_sums(traced, _untraced_sums(plan, config, world, is_exact=is_exact))
+    if spec.lora is not None and spec.lora.quantization is not None:
+        traced = _quantized(traced, model)
+    return _sharded(traced, model, world) if config.training.distributed.strategy == "fsdp" else traced
+
+
+def unquantized(spec: ModelSpec) -> ModelSpec:
+    """The spec of the same layers in float32, which can be built where there is no GPU."""
+    lora = spec.model.get("lora")
+    return spec if lora is None else replace(spec, model={**spec.model, "lora": {**lora, "quantization": None}})
+
+
+@dataclass(frozen=True)
+class _Chosen(Feed):
+    """A feed of the first step, then of those with the heaviest microbatches, the last of them twice."""
+
+    heaviest: tuple[Microbatch, ...]
+    mode: fake_tensor.FakeTensorMode
+    on_gpu: bool
+
+    def steps(self, first: int) -> Iterator[StepData]:
+        yield self._step(Microbatch(0, self.plan.microbatches(0)[0]))
+        for microbatch in (*self.heaviest, self.heaviest[-1]):
+            yield self._step(microbatch)
+
+    def _step(self, heaviest: Microbatch) -> StepData:
+        """The microbatch's step as far as it is traced, the microbatch itself in front."""
+        made = self.make(heaviest.step)
+        count = min(made.num_microbatches, MOST_TRACED * self.num_shares)
+        batches = {index: batch for index, batch in made.batches.items() if index < count}
+        batches[self.share] = self.data.batch(heaviest.rows)
+        fake = {index: self._fake(batch) for index, batch in batches.items()}
+        return replace(made, batches=fake, num_microbatches=count, filler=None)
+
+    def _fake(self, batch: Batch) -> Batch:
+        if self.on_gpu:
+            batch = replace(batch, inputs={name: each for name, each in batch.inputs.items() if name != "documents"})
+        return _without_storage(batch, self.mode)
+
+
+class _Saver:
+    """The copy that checkpoints are written from: taken once, after the first step, and used again each time."""
+
+    def __init__(self, spec: ModelSpec):
+        self._spec = spec
+        self.copies: list[Tensor] = []
+
+    def __call__(self, state: State, result: StepResult) -> None:
+        self.save(state)
+
+    def save(self, state: State) -> None:
+        if not self.copies:
+            self.copies = _copies(_saved(state, self._spec))
+
+
+@torch.no_grad()
+def _look(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """As validation does: one batch's logits are held while the next ones are computed."""
+    model.eval()
+    logits = None
+    for batch in [*batches, *batches]:
+        logits = model(**batch.inputs)
+        summed_loss(logits, batch.targets)
+    del logits
+
+
+def _saved(state: State, spec: ModelSpec) -> dict[str, Any]:
+    return {"model": saved_state(state.model, spec), "optimizer": state.optimizer.state_dict()}
+
+
+def _copies(value: Any) -> list[Tensor]:
+    """A copy of each storage behind the tensors in a value."""
+    distinct = {tensor.untyped_storage()._cdata: tensor for tensor in tensors_in(value)}
+    return [torch.empty_like(tensor) for tensor in distinct.values()]
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def _without_storage(batch: Batch, mode: fake_tensor.FakeTensorMode) -> Batch:
+    inputs = {name: mode.from_tensor(tensor) for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, targets=mode.from_tensor(batch.targets))
+
+
+def _untraced_sums(plan: Plan, config: RunConfig, world: World, *, is_exact: bool) -> int:
+    """Copies of the gradients that a step holds besides those that the trace has seen."""
+    if is_exact:
+        count = -(-len(plan.microbatches(0)) // world.size)
+        return max(0, math.ceil(math.log2(count)) - math.ceil(math.log2(MOST_TRACED)))
+    # DistributedDataParallel copies the gradients into the buckets that it reduces.
+    return int(not world.is_alone and config.training.distributed.strategy == "ddp")
+
+
+def _with_sums(traced: Traced, count: int) -> Traced:
+    more = count * traced.gradients
+    kept = {**traced.kept, "training": traced.kept["training"] + more}
+    return replace(traced, step=traced.step + more, kept=kept)
+
+
+def _quantized(traced: Traced, model: nn.Module) -> Traced:
+    """With the base's layers in 4 bits, of which one at a time is written out in bfloat16."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and not layer.weight.requires_grad]
+    sizes = [layer.weight.numel() for layer in linear]
+    weights = traced.weights - int(sum(sizes) * (4 - NF4_BYTES))
+    return replace(traced, weights=weights, step=traced.step + 2 * max(sizes, default=0))
+
+
+def _sharded(traced: Traced, model: nn.Module, world: World) -> Traced:
+    """With weights, gradients and optimizer shared out; gathered are two layers at a time, and what is in none of them."""
+    layers = [
+        bytes_of(layer.parameters())
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        for layer in module
+    ]
+    gathered = traced.weights - sum(layers) + 2 * max(layers, default=0)
+    spared = (traced.weights + traced.gradients + traced.optimizer) * (world.size - 1) // world.size - gathered
+    kept = {name: size - spared if name in ("training", "validating") else size for name, size in traced.kept.items()}
+    return replace(
+        traced,
+        weights=traced.weights // world.size,
+        gradients=traced.gradients // world.size,
+        optimizer=traced.optimizer // world.size,
+        step=traced.step - traced.gradients + traced.gradients // world.size + gathered,
+        kept=kept,
+    )

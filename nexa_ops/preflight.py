@@ -1,0 +1,372 @@
+"""What a run would be, said before it begins and without a GPU: what it reads, learns, needs, takes and costs."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from nexa_core.config import RunConfig
+from nexa_core.errors import GateError, UserError
+from nexa_core.lookup import did_you_mean
+from nexa_core.paths import Layout
+from nexa_core.trackers import refuse_missing_trackers
+from nexa_data import manifests
+from nexa_data.datasets import Dataset
+from nexa_models import numerics
+from nexa_models.encoding import Encoded
+from nexa_models.flops import PEAKS
+from nexa_models.spec import ModelSpec, describe_model
+from nexa_ops.forecast.batches import Fill, find_heaviest, find_heaviest_looked_at, measure_fill
+from nexa_ops.forecast.checkpoints import Checkpoints, count_checkpoints, schedule_checkpoints
+from nexa_ops.forecast.mask import Preview, preview
+from nexa_ops.forecast.memory import Memory, estimate, load_what_training_loads, read_process, size_text
+from nexa_ops.forecast.pace import Pace, from_peak, make_pace, time_steps
+from nexa_ops.forecast.parameters import Parameters
+from nexa_ops.forecast.rows import RowCounts, count_rows
+from nexa_ops.forecast.trace import Traced, trace
+from nexa_ops.nodes import processes_per_node, require_world_size
+from nexa_train.distributed.health import Check
+from nexa_train.distributed.node_checks import check_node
+from nexa_train.distributed.world import World
+from nexa_train.feed import Feed
+from nexa_train.job import arrange, count_microbatches, encode_split, ensure_dataset, make_plan
+from nexa_train.order import Plan
+
+LESS_MEMORY = (
+    "raise training.gradient_accumulation_steps, set training.activation_checkpointing, or lower training.batch_size, "
+    "evaluation.batch_size or model.parameters.max_tokens"
+)
+FEWER_CHECKPOINTS = "set training.checkpoints.save_top_k, or raise training.checkpoints.every_steps"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run is to be."""
+
+    world: World
+    """As its first process sees it."""
+    on_gpu: bool
+    gpu: str | None
+    """Its name in `PEAKS`."""
+    is_here: bool
+    """On this machine, with the devices that it has."""
+    memory_bytes: int | None
+    """Of a GPU, or of a machine of processors; None where nobody said."""
+
+    @property
+    def device(self) -> torch.device:
+        """The one that stands in for it here."""
+        return torch.device("cuda" if self.on_gpu and self.is_here else "cpu")
+
+    def as_text(self) -> str:
+        world = self.world
+        device = f"{self.gpu or 'a GPU'} each" if self.on_gpu else "on processors"
+        where = "this machine" if self.is_here else f"{world.num_nodes} {'node' if world.num_nodes == 1 else 'nodes'}"
+        return f"{world.size} {'process' if world.size == 1 else 'processes'}, {device}, on {where}"
+
+
+@dataclass(frozen=True)
+class Steps:
+    epochs: int
+    per_epoch: int
+    total: int
+    num_microbatches: int
+    """Of each step, over all processes."""
+    slots_per_step: float
+    padding_share: float
+
+    def as_text(self) -> str:
+        parts = [f"{self.total:,} steps, {self.per_epoch:,} an epoch, {self.num_microbatches} microbatches each"]
+        return f"{parts[0]}, {self.slots_per_step:,.0f} tokens or rows a step, {self.padding_share:.1%} of them padding"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a run whose data is sound."""
+
+    rows: tuple[RowCounts, ...]
+    masks: tuple[Preview, ...]
+    parameters: Parameters
+    model_files: dict[str, str]
+    """The sha256 of each file of a model that is brought along."""
+    steps: Steps
+    memory: Memory
+    checkpoints: Checkpoints
+    pace: Pace | None
+    """None where nothing says how fast the device is."""
+    cost_usd: float | None
+    """None without a price or a pace."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    config: RunConfig
+    place: Place
+    dataset: Dataset
+    checks: tuple[Check, ...]
+    """What was held against this machine and against the disk."""
+    forecast: Forecast | None
+    """None where the dataset is damaged."""
+
+    @property
+    def problems(self) -> list[Check]:
+        return [check for check in self.checks if check.failed]
+
+    def as_json(self) -> dict[str, Any]:
+        forecast, place = self.forecast, self.place
+        known: dict[str, Any] = {}
+        if forecast is not None:
+            known = {
+                "rows": [each.as_json() for each in forecast.rows],
+                "masks": [each.as_json() for each in forecast.masks],
+                "parameters": forecast.parameters.as_json(),
+                "model_files": forecast.model_files,
+                "steps": asdict(forecast.steps),
+                "memory_bytes": forecast.memory.as_json(),
+                "checkpoints": forecast.checkpoints.as_json(),
+                "time": None if forecast.pace is None else forecast.pace.as_json(),
+                "cost_usd": forecast.cost_usd,
+            }
+        return {
+            "works": not self.problems,
+            "problems": [{"name": check.name, "says": check.says, "do": check.do} for check in self.problems],
+            "checks": [asdict(check) for check in self.checks],
+            "name": self.config.name,
+            "dataset": {"key": self.dataset.key, "kind": self.dataset.kind, "fingerprint": self.dataset.fingerprint},
+            "model": self.config.model.name,
+            "place": {**asdict(place.world), "on_gpu": place.on_gpu, "gpu": place.gpu, "is_here": place.is_here},
+            **known,
+        }
+
+    def as_text(self, *, colour: bool = False) -> str:
+        lines = [f"{self.config.name}: {self.config.model.name} on {self.dataset.key}, {self.place.as_text()}"]
+        if (forecast := self.forecast) is not None:
+            lines += [_line("rows", each.as_text()) for each in forecast.rows]
+            lines.append(_line("model", forecast.parameters.as_text()))
+            lines.append(_line("steps", forecast.steps.as_text()))
+            lines.append(_line("memory", forecast.memory.as_text()))
+            lines.append(_line("checkpoints", forecast.checkpoints.as_text()))
+            unknown = "unknown: name the GPU with --gpu"
+            lines.append(_line("time", unknown if forecast.pace is None else forecast.pace.as_text()))
+            if forecast.cost_usd is not None:
+                lines.append(_line("cost", f"about {forecast.cost_usd:,.2f} USD"))
+        marks = {True: "ok", False: "BAD", None: "?"}
+        lines += [_line(check.name, f"{marks[check.passed]}: {check.says}") for check in self.checks]
+        if forecast is not None:
+            lines += [each.as_text(colour=colour) for each in forecast.masks]
+        lines += [f"{check.name}: {check.do}" for check in self.problems]
+        return "\n".join([*lines, "it cannot work as it is" if self.problems else "nothing stands against it"])
+
+    def require_pass(self) -> None:
+        """Raises GateError when the run cannot work."""
+        if self.problems:
+            raise GateError(f"{self.config.name} cannot run: {', '.join(check.name for check in self.problems)}")
+
+
+def examine(
+    config: RunConfig,
+    layout: Layout,
+    *,
+    num_nodes: int = 1,
+    gpus_per_node: int | None = None,
+    gpu: str | None = None,
+    memory_gib: float | None = None,
+) -> Preflight:
+    """Work the run out, through the same pieces as training; writes nothing but a dataset that is not there yet.
+
+    Args:
+        gpus_per_node: 0 for processors only; without it what the config and this machine say.
+        gpu: a name in `nexa_models.flops.PEAKS`, to tell the time by.
+        memory_gib: what a GPU has, or where there are none, a machine; without it this machine is looked at.
+
+    Raises:
+        UserError: the config fits neither the data nor the place, as training would say.
+    """
+    refuse_missing_trackers(os.environ)
+    place = _choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu, memory_gib=memory_gib)
+    numerics.make_deterministic(config.training.num_threads)
+    if place.is_here:
+        numerics.check_precision(config.training.precision, place.device)
+    dataset = ensure_dataset(layout, config.data)
+    whole, damaged = _check_files(layout, dataset)
+    if damaged:
+        return Preflight(config, place, dataset, (whole,), None)
+    forecast, checks = _forecast(config, layout, place, dataset)
+    return Preflight(config, place, dataset, (whole, *checks), forecast)
+
+
+def _choose_place(
+    config: RunConfig, *, num_nodes: int, gpus_per_node: int | None, gpu: str | None, memory_gib: float | None
+) -> Place:
+    asked = config.training.device
+    if gpu is not None and gpu not in PEAKS:
+        raise UserError(f"Unknown GPU '{gpu}'.{did_you_mean(gpu, PEAKS)} Known: {', '.join(PEAKS)}")
+    if asked == "cpu" and (gpus_per_node or gpu is not None):
+        raise UserError("training.device is cpu, and --gpus-per-node and --gpu speak of GPUs: leave them away.")
+    if gpus_per_node == 0 and (asked == "cuda" or gpu is not None):
+        raise UserError("--gpus-per-node 0 leaves none for training.device: cuda or --gpu.")
+    on_gpu = bool(gpus_per_node) or gpu is not None or asked == "cuda"
+    if gpus_per_node is None and asked == "auto":
+        on_gpu = on_gpu or torch.cuda.is_available()
+    local_size = gpus_per_node or processes_per_node(config, num_nodes=num_nodes, num_gpus=0)
+    size = num_nodes * local_size
+    require_world_size(config, size, given=f"--nodes {num_nodes} x {local_size} processes")
+    is_here = num_nodes == 1 and gpu is None and (not on_gpu or torch.cuda.device_count() >= local_size)
+    return Place(
+        world=World(size=size, local_size=local_size, num_nodes=num_nodes),
+        on_gpu=on_gpu,
+        gpu=gpu,
+        is_here=is_here,
+        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30),
+    )
+
+
+def _check_files(layout: Layout, dataset: Dataset) -> tuple[Check, bool]:
+    """Whether every file of the dataset is what its manifest says."""
+    records = list(manifests.files_of(dataset.manifest))
+    damages = [damage for record in records if (damage := manifests.damage(layout, record))]
+    says = "; ".join(damages) or f"{len(records)} files of {dataset.key} have the digests of its manifest"
+    do = f"Put the files back, or prepare {dataset.key} again with --replace."
+    return Check("dataset", not damages, says, do), bool(damages)
+
+
+def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset) -> tuple[Forecast, list[Check]]:
+    training, world = config.training, place.world
+    is_exact = training.distributed.is_exact("cuda" if place.on_gpu else "cpu")
+    num_microbatches = count_microbatches(training, world, exact=is_exact)
+    spec = describe_model(config.model, dataset)
+    load_what_training_loads(spec, config)
+    splits = tuple(dict.fromkeys(("train", "val", config.evaluation.split)))
+    encoded = {split: encode_split(dataset, split, spec) for split in splits}
+    most_rows = -(-training.batch_size // num_microbatches)
+    data = arrange(encoded["train"], spec, training, num_rows=most_rows)
+    if not len(data):
+        raise UserError(f"Dataset {dataset.key} has no rows to train on.")
+    plan = make_plan(config, data, encoded["val"], num_microbatches)
+    process = read_process()  # as it is when a run builds its model
+    fill = measure_fill(data, plan)
+    scheduled = schedule_checkpoints(plan, training.checkpoints)
+    traced = trace(
+        spec,
+        config,
+        plan=plan,
+        data=data,
+        heaviest=find_heaviest(data, plan),
+        looked_at=[
+            batch
+            for split in splits[1:]
+            for batch in find_heaviest_looked_at(encoded[split], config.evaluation.batch_size)
+        ],
+        saves_midway=len(scheduled) > 1,
+        mean_length=float(encoded["train"].token_counts_N.mean()),
+        world=world,
+        is_exact=is_exact,
+        on_gpu=place.on_gpu,
+    )
+    checkpoints = count_checkpoints(plan, training.checkpoints, scheduled, spec, tensor_bytes=traced.checkpoint)
+    memory = estimate(process, traced, on_gpu=place.on_gpu)
+    checks = [_check_scored(dataset, config), *_check_room(config, layout, place, memory, checkpoints)]
+    fits = not any(check.failed for check in checks)
+    known = _time_a_step(spec, config, data, plan, place, traced, fill, is_exact=is_exact) if fits else None
+    pace = None
+    if known is not None:
+        num_looks = -(-plan.num_steps // plan.steps_per_epoch)
+        looked_at = num_looks * _size(encoded["val"]) + _size(encoded[config.evaluation.split])
+        pace = make_pace(known, plan, slots_per_step=fill.slots_per_step, slots_looked_at=looked_at, world=world)
+    price = config.cost.usd_per_hour
+    forecast = Forecast(
+        rows=tuple(count_rows(split, dataset.read_split(split), encoded[split], spec) for split in splits),
+        masks=preview(data, plan, spec),
+        parameters=traced.parameters,
+        model_files={} if spec.pretrained is None else dict(spec.pretrained.files),
+        steps=Steps(
+            epochs=training.epochs,
+            per_epoch=plan.steps_per_epoch,
+            total=plan.num_steps,
+            num_microbatches=num_microbatches,
+            slots_per_step=fill.slots_per_step,
+            padding_share=fill.padding_share,
+        ),
+        memory=memory,
+        checkpoints=checkpoints,
+        pace=pace,
+        cost_usd=None if pace is None or price is None else pace.seconds / 3600 * price * world.num_nodes,
+    )
+    return forecast, checks
+
+
+def _size(encoded: Encoded) -> int:
+    """Tokens of a split, or rows where rows have none."""
+    return int(encoded.token_counts_N.sum()) or len(encoded)
+
+
+def _time_a_step(
+    spec: ModelSpec,
+    config: RunConfig,
+    data: Encoded,
+    plan: Plan,
+    place: Place,
+    traced: Traced,
+    fill: Fill,
+    *,
+    is_exact: bool,
+) -> tuple[float, str] | None:
+    world, flops_per_step = place.world, traced.flops_per_token * fill.slots_per_step
+    if place.gpu is not None:
+        peak = PEAKS[place.gpu][0 if config.training.precision == "bfloat16" else 1]
+        return from_peak(place.gpu, peak, flops_per_step=flops_per_step, world=world)
+    if place.on_gpu and not place.is_here:
+        return None
+    feed = Feed(data, plan, 0, world.size, config.training.data_workers, place.device)
+    return time_steps(
+        spec,
+        config,
+        feed=feed,
+        world=world,
+        is_exact=is_exact,
+        device=place.device,
+        flops_per_step=flops_per_step / world.size,
+    )
+
+
+def _check_scored(dataset: Dataset, config: RunConfig) -> Check:
+    """A run without rows to score would end in an error."""
+    split = config.evaluation.split
+    num_rows = dataset.num_rows.get(split, 0)
+    says = f"{num_rows:,} rows of {split} to score"
+    return Check("evaluation", num_rows > 0, says, "Set evaluation.split, or prepare the dataset with more rows.")
+
+
+def _check_room(
+    config: RunConfig, layout: Layout, place: Place, memory: Memory, checkpoints: Checkpoints
+) -> Iterable[Check]:
+    """Memory, and the disk that runs are written to."""
+    need = memory.host if memory.gpu is None else memory.gpu
+    found = check_node(
+        place.world,
+        folder=layout.runs / config.experiment,
+        need_bytes=checkpoints.disk_bytes,
+        device=place.device,
+        endpoint=None,
+        need_memory_bytes=need,
+    )
+    checks = {check.name: check for check in found}
+    yield _check_memory(place, need, checks["memory"])
+    yield replace(checks["disk"], do=f"{checks['disk'].do} To keep fewer, {FEWER_CHECKPOINTS}.")
+    yield checks["fsync"]
+
+
+def _check_memory(place: Place, need: int, here: Check) -> Check:
+    do = f"To need less, {LESS_MEMORY}."
+    if place.memory_bytes is None:
+        unknown = f"{size_text(need)} needed by each process; --memory says what there is"
+        return replace(here, do=f"{here.do} {do}") if place.is_here else Check("memory", None, unknown)
+    sharing = 1 if place.on_gpu else place.world.local_size
+    says = f"{size_text(need * sharing)} needed of {size_text(place.memory_bytes)}"
+    return Check("memory", need * sharing <= place.memory_bytes, says, do)
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<12} {text}"
