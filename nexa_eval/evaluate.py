@@ -149,9 +149,14 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """What two model sections disagree on, in a few words."""
     if ours["name"] != theirs["name"]:
         return f"model.name is {ours['name']}, the checkpoint's is {theirs['name']}"
-    mine, its = ours["parameters"], theirs["parameters"]
+    mine, its = _flat(ours), _flat(theirs)
     keys = [key for key in sorted({*mine, *its}) if mine.get(key) != its.get(key)]
-    return "; ".join(f"model.parameters.{key} is {mine.get(key)}, the checkpoint's is {its.get(key)}" for key in keys)
+    return "; ".join(f"model.{key} is {mine.get(key)}, the checkpoint's is {its.get(key)}" for key in keys)
+
+
+def _flat(model: dict[str, Any]) -> dict[str, Any]:
+    parameters = {f"parameters.{key}": value for key, value in model["parameters"].items()}
+    return {key: value for key, value in model.items() if key != "parameters"} | parameters
 
 
 def _check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:

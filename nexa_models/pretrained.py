@@ -98,7 +98,7 @@ def find_folder(path: str) -> Path:
         why = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else str(error).strip().splitlines()[0]
         raise UserError(
             f"model.path: there is no folder {path}, and no model of that name from the Hugging Face hub ({why}). Put a "
-            f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} there, or unset HF_HUB_OFFLINE to have it fetched."
+            f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} there{', or unset it to have it fetched' if offline else ''}."
         ) from None
 
 

@@ -19,7 +19,7 @@ from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, open_dataset
 from nexa_data.prepare import prepare
 from nexa_models import numerics
-from nexa_models.causal_lm import CausalLm
+from nexa_models.causal_lm import CausalLm, check_packing
 from nexa_models.checkpoint import Checkpoint
 from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
 from nexa_models.sharded import digest_of, open_checkpoint
@@ -89,6 +89,8 @@ def make_job(
     train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
+    if training.packing is not None and isinstance(model, CausalLm):
+        check_packing(model)
     if isinstance(train_data, Sequences | PackedRows):
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))

@@ -55,14 +55,16 @@ def fit(
     autocast: Callable[[], torch.autocast],
     should_stop: Callable[[State], bool],
     hooks: list[Hook],
+    notify: Callable[[int], None],
 ) -> None:
-    """Train from `state.step` to the plan's end, or until `should_stop`; each hook is called after each step.
+    """Train from `state.step` to the plan's end, or until `should_stop`; each hook is called after each step, `notify` before.
 
     The loss of a step is the sum over all its microbatches divided by the number of targets in all of them, so
     neither the cut into microbatches nor rows of unequal length change what is learned.
     """
     with contextlib.closing(feed.steps(state.step)) as steps:
         while not should_stop(state) and (step := next(steps, None)) is not None:
+            notify(state.step)
             state.model.train()
             loss = strategy.run(step, _learn(step, feed, autocast))
             gradient_norm = strategy.clip(max_gradient_norm)

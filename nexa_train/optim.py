@@ -1,6 +1,7 @@
 """Optimizers, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 from torch import nn, optim
 
@@ -30,8 +31,13 @@ def build_optimizer(model: nn.Module, chosen: settings.Optimizer) -> optim.Optim
                 momentum=chosen.momentum,
                 nesterov=chosen.nesterov,
                 weight_decay=chosen.weight_decay,
-                fused=True,
+                fused=not any(hasattr(weight, "device_mesh") for weight in weights),  # torch has none for shards
             )
+
+
+def load_state(optimizer: optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+    """Give the optimizer what another one kept of each weight, by number; its settings stay those it was built with."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(step: int, *, schedule: settings.Schedule, full: float, num_steps: int) -> float:

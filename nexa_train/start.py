@@ -18,11 +18,11 @@ from nexa_core.runs import RunFolder, create_run, list_runs
 from nexa_models.lora import load_state
 from nexa_models.sharded import SUFFIX, is_sharded, open_checkpoint
 from nexa_models.table import load_pretrained
+from nexa_train import optim
 from nexa_train.checkpoints import checkpoint_name, newest_checkpoint, newest_of_group
 from nexa_train.distributed.group import Group
 from nexa_train.job import Job
 from nexa_train.loop import State
-from nexa_train.optim import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +89,13 @@ def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
     group.wait_for_all()
     if job.is_sharded:
         return _restore_shards(job, run, group)
-    state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
+    state = State(job.model, optim.build_optimizer(job.model, job.config.training.optimizer))
     checkpoint = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch)
     if checkpoint is None:
         load_pretrained(state.model, job.spec)
     else:
         load_state(state.model, job.spec, checkpoint.model)
-        state.optimizer.load_state_dict(checkpoint.optimizer)
+        optim.load_state(state.optimizer, checkpoint.optimizer["state"])
         state.step, state.history = checkpoint.step, list(checkpoint.history)
         logger.info("continuing at step %d", state.step)
     return state
@@ -114,7 +114,7 @@ def _restore_shards(job: Job, run: RunFolder, group: Group) -> State:
     if checkpoint is not None and not in_parts:
         load_state(job.model, job.spec, checkpoint.model)
     shard(job.model, job.config.training, world=group.world, device=job.device)
-    state = State(job.model, build_optimizer(job.model, job.config.training.optimizer))
+    state = State(job.model, optim.build_optimizer(job.model, job.config.training.optimizer))
     if path is None or checkpoint is None:
         return state
     if in_parts:

@@ -163,7 +163,9 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
         Preemption(group) as preemption,  # outermost: what is told while the state is being saved is heard as well
         Progress("training", total=plan.num_steps, unit="steps", start=state.step) as progress,
         Writer() as writer,
+        contextlib.ExitStack() as first_step,
     ):
+        first_step.enter_context(heartbeat.phase("the first step, which may compile"))
         throughput = _measure(job, meter)
         milestones = Milestones(
             job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
@@ -183,12 +185,13 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             autocast=partial(autocast, "float32" if job.is_sharded else config.precision, job.device),
             should_stop=early_stop(config.early_stopping),
             hooks=[
-                lambda state, result: heartbeat.beat(state.step),
+                lambda state, result: first_step.close(),
                 throughput,
                 Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
                 reach_milestones,
                 preemption.obey(milestones.save),
             ],
+            notify=heartbeat.beat,
         )
     meter.note_rates(throughput.report())
     if world.is_main:

@@ -19,7 +19,9 @@ from nexa_core.config.rubric import Rubric
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
 from nexa_eval.judge import judge
+from nexa_models.chat import BUILT_IN
 from nexa_train.train import run
+from tests.folders import bert, llama
 from tests.labs import DATASETS, MODELS, make_config, make_lab
 
 # `name` tells groups apart and is read by pydantic; `parameters` go as a whole into the model's spec, and what is
@@ -76,7 +78,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
     (layout.raw / "chats.json").write_text(json.dumps([{"chat": chat} for chat in chats]))
     more = [
         {
-            "name": "chats",
+            "name": "share_gpt",
             "source": {"name": "files", "path": "data/raw/chats.json"},
             "rows": {
                 "name": "chat",
@@ -140,6 +142,22 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
     run(own, layout=layout)
     custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
     run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
+
+    llama(tmp_path / "llama")
+    bert(tmp_path / "bert")
+    (tmp_path / "template.jinja").write_text(BUILT_IN)
+    brought = [
+        (
+            "chats",
+            {"name": "causal_lm", "path": str(tmp_path / "llama"), "lora": {"rank": 2, "target_modules": ["q_proj"]}},
+        ),
+        ("topics", {"name": "encoder_classifier", "path": str(tmp_path / "bert"), "parameters": {"max_tokens": 32}}),
+        ("topics", {"name": "encoder_classifier", "parameters": {"hidden_size": 8, "num_layers": 1, "num_heads": 2}}),
+    ]
+    brought[0][1]["chat_template"] = str(tmp_path / "template.jinja")
+    for dataset, model in brought:
+        training = {"max_steps": 1, "packing": {"max_tokens": 1024} if dataset == "chats" else None}
+        run(make_config("causal_lm", data={"dataset": dataset}, model=model, training=training), layout=layout)
 
     wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
     unread = sorted(wanted - reads)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+T = TypeVar("T")
 
 PAD, BEGIN, END = "<|pad|>", "<|bos|>", "<|eos|>"
 PAD_ID, BEGIN_ID, END_ID = 0, 1, 2
@@ -184,7 +187,7 @@ def make_tokenizer(data: Path, folder: Path) -> None:
 
 
 def load_rows(data: Path, folder: Path) -> tuple[list[Row], list[Row]]:
-    """Rows to train on, shuffled once, and rows to validate on; the same for every contestant."""
+    """Rows to train on and rows to validate on, the same for every contestant."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     pairs = read_pairs(data)
     prompts = tokenizer.encode_batch_fast([prompt for prompt, _ in pairs])
@@ -193,6 +196,11 @@ def load_rows(data: Path, folder: Path) -> tuple[list[Row], list[Row]]:
         Row((BEGIN_ID, *prompt.ids, *completion.ids, END_ID), 1 + len(prompt.ids))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
+    return split(rows)
+
+
+def split(rows: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Rows to train on, in the order of one shuffle, and `NUM_VALIDATION_ROWS` that are kept back."""
     order = np.random.default_rng(SEED).permutation(len(rows))
     shuffled = [rows[index] for index in order]
     return shuffled[NUM_VALIDATION_ROWS:], shuffled[:NUM_VALIDATION_ROWS]

@@ -3,6 +3,7 @@
 One operator to torch.compile, so that documents of any length leave the compiled shapes alone.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend_within_documents(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, scaling: float, ends: Tensor, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    ends: Tensor,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer; query, key and value are (1, heads, tokens, size), `ends` from 0."""
     return attend(query, key, value, ends, scaling)[0].transpose(1, 2), None
@@ -81,7 +90,7 @@ attend.register_autograd(_differentiate, setup_context=_keep)
 
 def _documents(ends: Tensor) -> list[tuple[slice, slice, slice]]:
     places = ends.tolist()
-    return [(slice(None), slice(None), slice(a, b)) for a, b in zip(places, places[1:], strict=False) if b > a]
+    return [(slice(None), slice(None), slice(a, b)) for a, b in pairwise(places) if b > a]
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The Hugging Face Trainer with rows of like length in one batch.
 
-    python peer_hf_trainer.py --variant grouped-bf16 --data rows.jsonl --tokenizer folder --out result.json
+python peer_hf_trainer.py --variant grouped-bf16 --data rows.jsonl --tokenizer folder --out result.json
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Lightning's Trainer around the same model, with padded batches of random rows: what its tutorials show.
 
-    python peer_lightning.py --variant float32 --data rows.jsonl --tokenizer folder --out result.json
+python peer_lightning.py --variant float32 --data rows.jsonl --tokenizer folder --out result.json
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer: as it comes, with packing switched on, and with the best settings found for it on a CPU.
 
-    python peer_trl.py --variant default --data rows.jsonl --tokenizer folder --out result.json
+python peer_trl.py --variant default --data rows.jsonl --tokenizer folder --out result.json
 """
 
 from typing import Any

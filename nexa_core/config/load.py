@@ -112,7 +112,9 @@ def _chosen(models: list[Any], value: Any) -> list[Any]:
     picked = [
         model for model in models if name in get_args(getattr(model.model_fields.get("name"), "annotation", None))
     ]
-    return picked or models
+    keys = set(value) if isinstance(value, dict) else set()
+    fitting = [model for model in picked if keys <= {field.alias or key for key, field in model.model_fields.items()}]
+    return fitting or picked or models
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -1,7 +1,7 @@
 """How much memory a process keeps for what it allocates and frees: the C library's allocator, replayed.
 
-What is freed does not all go back to the system, and what is kept does not fit all that comes next: a process that
-trains on a processor is a third larger than its tensors. Source: glibc 2.36, malloc/malloc.c, and mallopt(3).
+Of what is freed little goes back to the system, and what is kept does not fit all that comes next: a process that trains
+on a processor may be half as large again as its tensors. Source: glibc 2.36, malloc/malloc.c, and mallopt(3).
 """
 
 import bisect
@@ -9,23 +9,22 @@ from collections.abc import Iterable
 
 from nexa_ops.forecast.live_bytes import Event
 
-FIRST_THRESHOLD, LAST_THRESHOLD = 128 * 2**10, 32 * 2**20
-"""From this size on, memory is mapped for itself; the limit grows with what is freed, up to the last."""
-PAD = 128 * 2**10
+MAPPED_FROM = 32 * 2**20
+"""Larger pieces are mapped for themselves and given back. The limit begins lower and grows with what is freed, so that the
+first steps, or the rows that were encoded before them, bring it here."""
 ALIGNMENT = 64
 """Of torch's tensors on a processor."""
 
 
 class Heap:
-    """Best fit among the free pieces, neighbours merged; the end of the heap goes back to the system when it is long."""
+    """Best fit among the free pieces, neighbours merged.
+
+    Its end could go back to the system, but never does: something small that stays has always come to lie there.
+    """
 
     def __init__(self) -> None:
         self.mapped = 0
         self.end = 0
-        """Where the memory of the heap ends."""
-        self._used = 0
-        """Where what is used of it ends."""
-        self._threshold, self._trim = FIRST_THRESHOLD, FIRST_THRESHOLD
         self._free: list[tuple[int, int]] = []  # (size, place), sorted
         self._size_at: dict[int, int] = {}  # of free pieces
         self._place_before: dict[int, int] = {}  # where the free piece begins that ends there
@@ -44,19 +43,15 @@ class Heap:
             if found > size:
                 self._give(place + size, found - size)
             return place, size
-        if self.end - self._used < size:
-            if size >= self._threshold:
-                self.mapped += size
-                return None, size
-            self.end = self._used + size + PAD
-        place, self._used = self._used, self._used + size
+        if size >= MAPPED_FROM:
+            self.mapped += size
+            return None, size
+        place, self.end = self.end, self.end + size
         return place, size
 
     def free(self, place: int | None, size: int) -> None:
         if place is None:
             self.mapped -= size
-            if self._threshold < size <= LAST_THRESHOLD:
-                self._threshold, self._trim = size, 2 * size
             return
         before = self._place_before.get(place)
         if before is not None:
@@ -67,12 +62,7 @@ class Heap:
             after = self._size_at[place + size]
             self._take(place + size, after)
             size += after
-        if place + size < self._used:
-            self._give(place, size)
-            return
-        self._used = place
-        if self.end - place > self._trim:
-            self.end = place + PAD
+        self._give(place, size)
 
     def _give(self, place: int, size: int) -> None:
         bisect.insort(self._free, (size, place))

@@ -27,6 +27,7 @@ from nexa_models.lora import saved_state
 from nexa_models.sharded import MODEL, OPTIMIZER, describe, finish_folder, name_state, number_weights, read_about
 from nexa_models.spec import ModelSpec
 from nexa_train.distributed.group import LONGEST_WAIT, Group
+from nexa_train.optim import load_state
 from nexa_train.saving import Copies
 
 FILE_BYTES = 2**32
@@ -131,7 +132,7 @@ def read_shards(folder: Path, model: nn.Module, optimizer: optim.Optimizer, spec
         place: _empty_like(kinds[place], weights[_weight_of(place)]) for place in kinds if place.startswith(OPTIMIZER)
     }
     load({**tensors, **kept}, storage_reader=reader, process_group=group.control)
-    optimizer.load_state_dict(number_weights(about["optimizer"], name_state(kept)))
+    load_state(optimizer, number_weights(about["optimizer"], name_state(kept))["state"])
 
 
 def load_whole_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:
@@ -148,7 +149,7 @@ def load_whole_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> N
         number: {what: part(value, weights[number]) for what, value in kept.items()}
         for number, kept in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": parts})
+    load_state(optimizer, parts)
 
 
 def named_groups(model: nn.Module, optimizer: optim.Optimizer) -> list[dict[str, Any]]:
