@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from nexa_train.train import run
 from tests.labs import make_config, make_lab, write_config
 from tests.test_training import files_of, only_run
 
+LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_ddp.sh"
 MARGIN_SECONDS = 10.0  # for a machine that is busy with other tests
 LANGUAGE_MODEL: dict[str, Any] = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}, "packing": {}}}
 
@@ -121,6 +123,39 @@ def test_a_launchers_variables_say_which_process_this_is() -> None:
 def test_any_number_of_processes_gives_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], world_size: int) -> None:
     result = run(config_of(world_size), layout=lab)
     assert files_of(result.run.path) == alone
+
+
+def test_two_nodes_give_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], tmp_path: Path) -> None:
+    """Two rendezvous on the loopback interface, each with a launcher and a process of its own."""
+    path = write_config(tmp_path / "run.yaml", config_of(1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            ["bash", str(LAUNCH), "--config", str(path)],
+            env={
+                **os.environ,
+                "NEXA_ROOT": str(lab.root),
+                "NPROC_PER_NODE": "1",
+                "NNODES": "2",
+                "NODE_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert files_of(only_run(lab)) == alone
+    assert "manifest runs/manifests/" in said[0][0]
+    assert said[1][0] == ""  # one process speaks for all
+    health = json.loads((only_run(lab) / "health.json").read_text())
+    assert [node["node"] for node in health["nodes"]] == [0, 1]
 
 
 def test_a_run_told_to_end_at_two_processes_is_continued_by_one(

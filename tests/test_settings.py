@@ -120,7 +120,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "output": {"name": "training"},
         },
     ]
-    prepare(DataConfig.model_validate_json(json.dumps({"datasets": more})), layout)
+    prepare(DataConfig.model_validate_json(json.dumps({"datasets": more})), layout, replace=True)
     for index, model in enumerate(MODELS):
         schedule = {**SCHEDULES[index % len(SCHEDULES)]}
         stopping = {"early_stopping": {"patience_epochs": 1}} if index == 0 else {}
@@ -134,15 +134,6 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             {"generation": {"max_rows": 1, "max_new_tokens": 1}} if "dataset" not in model and index > 3 else {}
         )
         result = run(make_config(model, training=training, evaluation=generation), layout=layout)
-    judge(result.checkpoint, layout=layout)
-    shutil.rmtree(layout.processed / "training" / "manifests")
-    own = make_config(
-        "mlp", data={"dataset": "images", "prepare": str(_write_data_config(tmp_path))}, training={"max_steps": 1}
-    )
-    run(own, layout=layout)
-    custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
-    run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
-
     llama(tmp_path / "llama")
     bert(tmp_path / "bert")
     (tmp_path / "template.jinja").write_text(BUILT_IN)
@@ -155,9 +146,19 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
         ("topics", {"name": "encoder_classifier", "parameters": {"hidden_size": 8, "num_layers": 1, "num_heads": 2}}),
     ]
     brought[0][1]["chat_template"] = str(tmp_path / "template.jinja")
+    brought[0][1]["parameters"] = {"max_tokens": 128, "dropout": 0.0}
+    brought[1][1]["parameters"]["dropout"] = 0.0
     for dataset, model in brought:
         training = {"max_steps": 1, "packing": {"max_tokens": 1024} if dataset == "chats" else None}
         run(make_config("causal_lm", data={"dataset": dataset}, model=model, training=training), layout=layout)
+    judge(result.checkpoint, layout=layout)
+    shutil.rmtree(layout.processed / "training" / "manifests")
+    own = make_config(
+        "mlp", data={"dataset": "images", "prepare": str(_write_data_config(tmp_path))}, training={"max_steps": 1}
+    )
+    run(own, layout=layout)
+    custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
+    run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
 
     wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
     unread = sorted(wanted - reads)
