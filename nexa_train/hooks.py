@@ -21,23 +21,35 @@ logger = logging.getLogger(__name__)
 
 
 class Tracking:
-    """Logs loss, gradient norm and learning rate; stops a run whose loss is no number any more."""
+    """Logs loss, gradient norm and learning rate; stops a run whose loss is no number any more.
+
+    A step's numbers are read one logged step later, when a GPU has long computed them, so that no step waits for it.
+    """
 
     def __init__(self, tracker: Tracker, *, every_steps: int, progress: Progress):
         self._tracker, self._every, self._progress = tracker, every_steps, progress
+        self._unread: tuple[int, StepResult] | None = None
 
     def __call__(self, state: State, result: StepResult) -> None:
         if state.step % self._every:
             return
+        self.settle()
+        self._unread = (state.step, result)
+
+    def settle(self) -> None:
+        """Log what is not logged yet; before a checkpoint, which relies on every line up to it."""
+        if self._unread is None:
+            return
+        (step, result), self._unread = self._unread, None
         loss = float(result.loss)
         if not math.isfinite(loss):
             raise GateError(
-                f"The loss became {loss} at step {state.step} (learning rate {result.lr:g}); no checkpoint was written "
+                f"The loss became {loss} at step {step} (learning rate {result.lr:g}); no checkpoint was written "
                 "since. Lower training.optimizer.lr, set training.max_gradient_norm, or look at the data."
             )
         values = {"loss": loss, "gradient_norm": float(result.gradient_norm), "lr": result.lr}
-        self._tracker.log(state.step, values)
-        self._progress.update(state.step, f"loss {loss:.4f}")
+        self._tracker.log(step, values)
+        self._progress.update(step, f"loss {loss:.4f}")
 
 
 class Throughput:

@@ -21,6 +21,7 @@ from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
 from nexa_models.flops import peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
+from nexa_train.checkpoints import is_scheduled
 from nexa_train.distributed.group import Group
 from nexa_train.distributed.launch import launch
 from nexa_train.distributed.meeting import Meeting, meet
@@ -170,8 +171,15 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
         milestones = Milestones(
             job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
         )
+        tracking = Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress)
+
+        def save(state: State) -> None:
+            tracking.settle()
+            milestones.save(state)
 
         def reach_milestones(state: State, result: StepResult) -> None:
+            if is_scheduled(plan, config.checkpoints, state.step):
+                tracking.settle()
             with heartbeat.phase("validating and saving"):
                 milestones(state, result)
 
@@ -187,9 +195,9 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             hooks=[
                 lambda state, result: first_step.close(),
                 throughput,
-                Tracking(tracker, every_steps=job.config.tracking.every_steps, progress=progress),
+                tracking,
                 reach_milestones,
-                preemption.obey(milestones.save),
+                preemption.obey(save),
             ],
             notify=heartbeat.beat,
         )
