@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench clean
+.PHONY: setup demo test test-slow check format bench bench-train clean
 
 setup: $(STAMP)
 
@@ -39,5 +39,14 @@ bench: $(STAMP)
 	$(BIN)/nexa prepare --config configs/data.yaml
 	$(BIN)/python benchmarks/loop_overhead.py
 
+# The peers have an environment of their own; nothing of it is a dependency.
+PEERS := benchmarks/.peers
+bench-train: $(STAMP)
+	@test -f "$(DATA)" || { echo "error: which rows? make bench-train DATA=gsm8k_train.jsonl (JSON lines with question and answer)" >&2; exit 2; }
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/training/requirements.txt
+	$(BIN)/python benchmarks/training/compare.py --data "$(DATA)" --peers $(PEERS)/bin/python
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
