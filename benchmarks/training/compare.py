@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("artifacts/benchmarks/training"), help="folder of the results")
     parser.add_argument("--tokenizer", type=Path, help="folder of the shared tokenizer; made in --out without it")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of each contestant in each round")
+    parser.add_argument("--steps", type=int, default=14, help="optimizer steps of each contestant in each round")
     parser.add_argument("--warmup", type=int, default=2, help="steps at the beginning that are not timed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help=", ".join(CONTESTANTS))

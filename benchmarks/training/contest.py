@@ -123,7 +123,7 @@ def read_arguments(description: str | None, variants: Sequence[str]) -> Argument
     parser.add_argument("--variant", choices=variants, required=True)
     parser.add_argument("--data", type=Path, required=True, help="JSON lines with `question` and `answer`")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder; made from the data when it is not there")
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps, the warm-up among them")
+    parser.add_argument("--steps", type=int, default=14, help="optimizer steps, the warm-up among them")
     parser.add_argument("--warmup", type=int, default=2, help="steps that are not timed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, required=True, help="the result as JSON")
