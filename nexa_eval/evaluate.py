@@ -25,6 +25,7 @@ from nexa_models.checkpoint import Checkpoint, load_checkpoint, model_of
 from nexa_models.numerics import choose_device, describe_numerics, make_deterministic
 from nexa_models.predict import DivergedModel
 from nexa_models.results import describe_scores, metrics_text, score_split, write_results
+from nexa_models.sharded import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def assign(
     checkpoint_path: Path, *, layout: Layout, config_path: Path | None = None, overrides: Sequence[str] = ()
 ) -> Assignment:
     """Read all that an evaluation needs and check that it fits together. Raises UserError as `evaluate` does."""
-    if checkpoint_path.is_dir():
+    if checkpoint_path.is_dir() and not is_sharded(checkpoint_path):
         there = ", ".join(sorted(path.name for path in checkpoint_path.glob("*.pt"))) or "no *.pt file"
         raise UserError(f"{checkpoint_path} is a folder; give one file of it: {there}")
     real = checkpoint_path.resolve() if checkpoint_path.exists() else checkpoint_path

@@ -112,6 +112,7 @@ def _pass_back(ctx: Any, gradient: Tensor, _lse: Tensor | None) -> tuple[Tensor 
 
 
 attend_within.register_autograd(_pass_back, setup_context=_set_up)
+attend_within.register_autocast("cpu", torch.bfloat16)
 
 
 def _like(query: Tensor) -> Tensor:

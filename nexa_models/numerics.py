@@ -38,6 +38,8 @@ def make_deterministic(num_threads: int | None = None) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first call
     # torch.use_deterministic_algorithms does the same, and imports the compiler for it: 2 s.
     torch.set_deterministic_debug_mode("error")
+    deterministic: Any = torch.utils.deterministic  # a property that type checkers do not see
+    deterministic.fill_uninitialized_memory = False  # nothing reads what was never written
     torch.backends.cudnn.benchmark = False
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nexa_core import digests, durable
+from nexa_core.errors import UserError
 from nexa_core.redact import redact
 from nexa_models.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, save_checkpoint
 from nexa_models.spec import ModelSpec
@@ -60,11 +61,18 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
     Needs memory for the whole checkpoint, and neither other processes nor a GPU.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or it is one file already.
         DamagedCheckpoint: it is not, or no longer, what was written.
     """
+    checkpoint = open_checkpoint(folder)
+    if not is_sharded(folder):
+        raise UserError(f"{folder} is one file already; a sharded checkpoint is a folder called checkpoint_*{SUFFIX}.")
     path = output or folder.resolve().with_suffix(".pt")
-    save_checkpoint(path, open_checkpoint(folder))
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; say which file to write, for example {path / folder.with_suffix('.pt').name}"
+        )
+    save_checkpoint(path, checkpoint)
     return path
 
 

@@ -22,7 +22,7 @@ from nexa_models import numerics
 from nexa_models.causal_lm import CausalLm, check_packing
 from nexa_models.checkpoint import Checkpoint
 from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
-from nexa_models.sharded import digest_of, open_checkpoint
+from nexa_models.sharded import check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_train.baseline import unigram_log_probs
@@ -85,6 +85,8 @@ def make_job(
     spec = describe_model(config.model, dataset)
     if source is not None:
         check_source(open_checkpoint(source, tensors=False), source, config)
+        if is_sharded(source):
+            check_files(source, read_about(source), share=world.rank, num_shares=world.size)
     most_rows = -(-training.batch_size // num_microbatches)
     train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)

@@ -263,7 +263,8 @@ def preflight(
     override: Overrides = None,
     nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
     gpus_per_node: Annotated[
-        int | None, typer.Option(help="GPUs of each node, a process for each. [default: as training.device says]", min=0)
+        int | None,
+        typer.Option(help="GPUs of each node, a process for each. [default: as training.device says]", min=0),
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100, to tell the time by.")] = None,
     memory: Annotated[

@@ -1,5 +1,6 @@
 """Sharded models: they learn what whole ones do, and their checkpoints are whole, verified and free of their number."""
 
+import gc
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ from tests.test_training import losses_of
 
 CPU = torch.device("cpu")
 ALONE = World()
+PLAIN = Training()
 INPUTS = {"ids": torch.arange(24).reshape(2, 12), "at": torch.arange(24)}
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_tokens": 32}
 
@@ -52,6 +54,7 @@ def one_process() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+    gc.collect()  # other tests fork, and a child that came to free the group would wait for threads it does not have
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def lab(prepared: Path, tmp_path: Path) -> Layout:
 # How a model is cut
 
 
-def cut(folder: Path, make: Any = folders.llama, *, training: Training = Training(), **settings: Any) -> Any:
+def cut(folder: Path, make: Any = folders.llama, *, training: Training = PLAIN, **settings: Any) -> Any:
     make(folder)
     spec = folders.spec_of(folder, **settings)
     model = build_model(spec, seed=0)
@@ -215,6 +218,10 @@ def test_a_sharded_checkpoint_is_made_one_file_that_works_by_itself(
     file = folder.with_suffix(".pt")
     assert capsys.readouterr().out.strip() == str(file)
     assert torch.isfinite(model_of(load_checkpoint(file))(**INPUTS)).all()
+    with pytest.raises(UserError, match="one file already"):
+        consolidate(file)
+    with pytest.raises(UserError, match=r"say which file to write, for example .*last\.pt"):
+        consolidate(folder.parent / "last.sharded", folder.parent)
 
 
 def test_a_small_file_limit_only_cuts_the_files(
@@ -343,7 +350,9 @@ def fsdp(size: int, model: str = "causal_lm", sections: dict[str, Any] | None = 
 
 
 def variants(size: int, llama: Path, bert: Path) -> dict[str, RunConfig]:
-    adapted = {"model": {"name": "causal_lm", "path": str(llama), "lora": {"rank": 4}, "parameters": {"max_tokens": 32}}}
+    adapted = {
+        "model": {"name": "causal_lm", "path": str(llama), "lora": {"rank": 4}, "parameters": {"max_tokens": 32}}
+    }
     untied = {"model": {"name": "causal_lm", "path": str(llama), "parameters": {"max_tokens": 32}}}
     encoder = {
         "model": {"name": "encoder_classifier", "path": str(bert), "parameters": {"max_tokens": 32}},
@@ -472,7 +481,9 @@ def test_a_checkpoint_is_continued_at_another_number_of_processes_and_back(lab: 
         (fsdp(2, **settings, epochs=4), {"resume_from": third / "checkpoints" / "last.sharded"}),
     )
     one, other = (load_checkpoint(path / "checkpoints" / "last.pt") for path in (whole.run.path, fourth))
-    assert [entry["loss"] for entry in other.history] == pytest.approx([entry["loss"] for entry in one.history], rel=1e-3)
+    assert [entry["loss"] for entry in other.history] == pytest.approx(
+        [entry["loss"] for entry in one.history], rel=1e-3
+    )
     assert losses_of(whole.run)[0] > other.history[-1]["loss"]
     for path in ("last.pt", "checkpoint_epoch3.pt"):
         assert (lab.checkpoints / path).exists()

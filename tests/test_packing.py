@@ -104,6 +104,16 @@ def test_a_packed_row_is_not_touched_by_its_neighbours(model: CausalLm, sequence
     assert not torch.equal(before[touched], after[touched])
 
 
+def test_packs_learn_in_bfloat16(model: CausalLm, sequences: Sequences) -> None:
+    packed = PackedRows.of(sequences, 20)
+    batch = packed.batch(np.arange(len(packed)))
+    exact, _ = loss_and_gradients(model, [batch])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, gradients = loss_and_gradients(model, [batch])
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
+
+
 def test_the_counts_of_a_pack_are_those_of_its_rows(sequences: Sequences) -> None:
     packed = PackedRows.of(sequences, 20)
     for index in range(len(packed)):

@@ -101,7 +101,8 @@ class Packing(Settings):
 
 
 class Checkpoints(Settings):
-    """When a run can be resumed from, and what is kept. Every epoch leaves `checkpoint_epoch<N>.pt`."""
+    """When a run can be resumed from, and what is kept. Every epoch leaves `checkpoint_epoch<N>.pt`, or a folder
+    `checkpoint_epoch<N>.sharded` with strategy fsdp."""
 
     every_steps: PositiveInt | None = None
     """Also leave a `checkpoint_step<N>.pt` every so many optimizer steps; the two newest are kept."""
@@ -161,7 +162,7 @@ class Training(Settings):
     max_gradient_norm: PositiveFloat | None = None
     """Gradients of a larger global norm are scaled down to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward passes under autocast; weights and optimizer stay float32."""
+    """bfloat16: forward passes under autocast, with fsdp all of them in bfloat16; weights and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where one is visible."""
     num_threads: PositiveInt | None = None

@@ -1,10 +1,13 @@
 """How much memory a process keeps for what it allocates and frees: the C library's allocator, replayed.
 
-Of what is freed little goes back to the system, and what is kept does not fit all that comes next: a process that trains
-on a processor may be half as large again as its tensors. Source: glibc 2.36, malloc/malloc.c, and mallopt(3).
+Of what is freed little goes back to the system, and what is kept does not fit all that comes next. torch asks for
+aligned memory: such a piece needs a hole a little larger than itself, so that it does not fit where one of its own size
+lay, unless its slivers are free as well; small objects that live on have often come to lie in them. So a process may be
+twice as large as its tensors. Source: glibc 2.36, malloc/malloc.c, _int_memalign; and mallopt(3).
 """
 
 import bisect
+from collections import deque
 from collections.abc import Iterable
 
 from nexa_ops.forecast.live_bytes import Event
@@ -12,8 +15,15 @@ from nexa_ops.forecast.live_bytes import Event
 MAPPED_FROM = 32 * 2**20
 """Larger pieces are mapped for themselves and given back. The limit begins lower and grows with what is freed, so that the
 first steps, or the rows that were encoded before them, bring it here."""
+HEADER, UNIT, LEAST = 8, 16, 32
+"""Bytes of a piece that are the allocator's, what its size is a multiple of, and the smallest one."""
 ALIGNMENT = 64
 """Of torch's tensors on a processor."""
+SMALL = 40
+"""Bytes of an object that fits a sliver: with each tensor the interpreter and autograd make some."""
+OUTLIVES = 1000
+"""Tensors made or gone until such an object is gone as well. Chosen so that replays of a Llama's and a GPT-2's steps, with
+packs and with activations computed again, agree with the processes that took them."""
 
 
 class Heap:
@@ -35,19 +45,39 @@ class Heap:
 
     def allocate(self, size_bytes: int) -> tuple[int | None, int]:
         """Place (None where mapped for itself) and size of a piece that holds so many bytes."""
-        size = -(-(size_bytes + 16) // ALIGNMENT) * ALIGNMENT
+        size = max(LEAST, -(-(size_bytes + HEADER) // UNIT) * UNIT)
         index = bisect.bisect_left(self._free, (size, 0))
         if index < len(self._free):
             found, place = self._free[index]
             self._take(place, found)
-            if found > size:
-                self._give(place + size, found - size)
+            if found - size < LEAST:
+                return place, found
+            self._give(place + size, found - size)
             return place, size
         if size >= MAPPED_FROM:
             self.mapped += size
             return None, size
-        place, self.end = self.end, self.end + size
+        place = self._place_before.get(self.end, self.end)
+        if place < self.end:
+            self._take(place, self.end - place)
+        self.end = place + size
         return place, size
+
+    def allocate_aligned(self, size_bytes: int) -> tuple[int | None, int]:
+        """Likewise for a tensor: a larger piece, of which the slivers before and behind the tensor are free again."""
+        place, found = self.allocate(size_bytes + ALIGNMENT + LEAST)
+        if place is None:
+            return place, found
+        size = max(LEAST, -(-(size_bytes + HEADER) // UNIT) * UNIT)
+        begin = -(-(place + UNIT) // ALIGNMENT) * ALIGNMENT - UNIT
+        if 0 < begin - place < LEAST:
+            begin += ALIGNMENT
+        if begin > place:
+            self.free(place, begin - place)
+        if place + found - begin - size < LEAST:
+            return begin, place + found - begin
+        self.free(begin + size, place + found - begin - size)
+        return begin, size
 
     def free(self, place: int | None, size: int) -> None:
         if place is None:
@@ -79,11 +109,15 @@ def replay(events: Iterable[Event]) -> dict[str, int]:
     """The most bytes that the process keeps in each phase."""
     heap = Heap()
     places: dict[int, tuple[int | None, int]] = {}
+    small: deque[tuple[int, tuple[int | None, int]]] = deque()  # until which event, and where
     peaks: dict[str, int] = {}
-    for event in events:
+    for number, event in enumerate(events):
+        while small and small[0][0] <= number:
+            heap.free(*small.popleft()[1])
         if event.size_bytes < 0:
             heap.free(*places.pop(event.storage))
         elif event.size_bytes:
-            places[event.storage] = heap.allocate(event.size_bytes)
+            places[event.storage] = heap.allocate_aligned(event.size_bytes)
+            small.append((number + OUTLIVES, heap.allocate(SMALL)))
         peaks[event.phase] = max(peaks.get(event.phase, 0), heap.resident)
     return peaks

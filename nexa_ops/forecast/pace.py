@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nexa_core.config import RunConfig
+from nexa_models.causal_lm import CausalLm, check_packing
 from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model
 from nexa_ops.forecast.rehearsal import rehearse
@@ -62,7 +63,10 @@ def time_steps(
         speed = _product_speed(device)
         return flops_per_step / speed, f"from {speed / 1e9:,.0f} GFLOP/s, the speed of a matrix product here"
     training = config.training.model_copy(update={"compile": False})
-    model = made_fast(build_model(spec).to(device), training)
+    model = build_model(spec)
+    if training.packing is not None and isinstance(model, CausalLm):
+        check_packing(model)  # as training does; it takes weights
+    model = made_fast(model.to(device), training)
     state = State(model, build_optimizer(model, training.optimizer))
     ends: list[float] = [time.perf_counter()]
 

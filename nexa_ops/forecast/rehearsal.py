@@ -41,11 +41,12 @@ def rehearse(
         state,
         feed,
         make_strategy(
-            training.distributed, state.model, _Unanswered(world) if is_exact else Group(), is_exact=is_exact
+            training.distributed, state.model, _Unanswered(world) if is_exact else Group(World()), is_exact=is_exact
         ),
         lr=lambda step: training.optimizer.lr,
         max_gradient_norm=training.max_gradient_norm,
         autocast=partial(autocast, training.precision, feed.device),
         should_stop=should_stop,
         hooks=hooks,
+        notify=lambda step: None,
     )

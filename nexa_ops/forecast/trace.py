@@ -1,7 +1,7 @@
 """A run's own steps on tensors without storage: what they would hold, with nothing allocated and on no device."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from nexa_ops.forecast.parameters import Parameters, bytes_of, count_parameters,
 from nexa_ops.forecast.rehearsal import rehearse
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed, StepData
-from nexa_train.job import made_fast
+from nexa_train.job import check_shardable, made_fast
 from nexa_train.loop import State, StepResult
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
@@ -91,6 +91,9 @@ def trace(
         with fake_tensor.FakeTensorMode() as mode, live:
             live.phase = "loading"
             model = made_fast(build_model(unquantized(spec)), config.training.model_copy(update={"compile": False}))
+            is_sharded = config.training.distributed.strategy == "fsdp" and not world.is_alone
+            if is_sharded:
+                check_shardable(model)
             if spec.pretrained is not None:
                 _copies(model.state_dict())
             state = State(model, build_optimizer(model, config.training.optimizer))
@@ -144,7 +147,7 @@ def trace(
     traced = _with_sums(traced, _untraced_sums(plan, config, world, is_exact=is_exact))
     if spec.lora is not None and spec.lora.quantization is not None:
         traced = _quantized(traced, model)
-    return _sharded(traced, model, world) if config.training.distributed.strategy == "fsdp" else traced
+    return _sharded(traced, model, config, plan, world) if is_sharded else traced
 
 
 def unquantized(spec: ModelSpec) -> ModelSpec:
@@ -155,14 +158,13 @@ def unquantized(spec: ModelSpec) -> ModelSpec:
 
 @dataclass(frozen=True)
 class _Chosen(Feed):
-    """A feed of the first step, then of those with the heaviest microbatches, the last of them twice."""
+    """A feed of the steps with the heaviest microbatches, the last of them twice."""
 
     heaviest: tuple[Microbatch, ...]
     mode: fake_tensor.FakeTensorMode
     on_gpu: bool
 
-    def steps(self, first: int) -> Iterator[StepData]:
-        yield self._step(Microbatch(0, self.plan.microbatches(0)[0]))
+    def steps(self, first: int) -> Generator[StepData, None, None]:
         for microbatch in (*self.heaviest, self.heaviest[-1]):
             yield self._step(microbatch)
 
@@ -222,7 +224,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def _without_storage(batch: Batch, mode: fake_tensor.FakeTensorMode) -> Batch:
-    inputs = {name: mode.from_tensor(tensor) for name, tensor in batch.inputs.items()}
+    inputs: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in batch.inputs.items()}
     return replace(batch, inputs=inputs, targets=mode.from_tensor(batch.targets))
 
 
@@ -249,22 +251,27 @@ def _quantized(traced: Traced, model: nn.Module) -> Traced:
     return replace(traced, weights=weights, step=traced.step + 2 * max(sizes, default=0))
 
 
-def _sharded(traced: Traced, model: nn.Module, world: World) -> Traced:
-    """With weights, gradients and optimizer shared out; gathered are two layers at a time, and what is in none of them."""
-    layers = [
-        bytes_of(layer.parameters())
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        for layer in module
-    ]
-    gathered = traced.weights - sum(layers) + 2 * max(layers, default=0)
-    spared = (traced.weights + traced.gradients + traced.optimizer) * (world.size - 1) // world.size - gathered
+def _sharded(traced: Traced, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> Traced:
+    """With weights, gradients and optimizer shared out, and what is gathered of them for the computation.
+
+    That is two layers at a time and all that is in none of them; or everything, where a process has several microbatches
+    and its gradients are not reduced before the last.
+    """
+    num_shares = world.size
+    gathered, gradients = traced.weights, traced.gradients
+    if len(plan.microbatches(0)) <= num_shares:
+        layers = [
+            bytes_of(layer.parameters())
+            for module in model.modules()
+            if isinstance(module, nn.ModuleList)
+            for layer in module
+        ]
+        gathered += 2 * max(layers, default=0) - sum(layers)
+        gradients //= num_shares
+    if config.training.precision == "bfloat16":
+        gathered //= 2
+    weights, optimizer = traced.weights // num_shares, traced.optimizer // num_shares
+    step = traced.step - traced.gradients + gradients + gathered
+    spared = traced.weights + traced.optimizer + traced.step - weights - optimizer - step
     kept = {name: size - spared if name in ("training", "validating") else size for name, size in traced.kept.items()}
-    return replace(
-        traced,
-        weights=traced.weights // world.size,
-        gradients=traced.gradients // world.size,
-        optimizer=traced.optimizer // world.size,
-        step=traced.step - traced.gradients + traced.gradients // world.size + gathered,
-        kept=kept,
-    )
+    return replace(traced, weights=weights, optimizer=optimizer, step=step, kept=kept)

@@ -54,7 +54,7 @@ class Shards:
         tensors, places = _flat_model(checkpoint.model, model)
         tensors |= _flat_optimizer(checkpoint.optimizer, groups)
         about = describe(checkpoint, places, groups)
-        copied = self._copies.take({name: _local(tensor) for name, tensor in tensors.items()})
+        copied = self._copies.take({name: _local(tensors[name]) for name in sorted(tensors)})
         parts = {name: self._like(tensors[name], copy) for name, copy in copied.items()}
 
         def write(path: Path) -> None:
@@ -84,10 +84,10 @@ class FolderWriter(StorageWriter):
     def __init__(self, path: Path, about: dict[str, Any]):
         self._path, self._about = path, about
 
-    def reset(self, checkpoint_id: Any = None) -> None:
+    def reset(self, *_: Any) -> None:
         """Nothing is kept from one checkpoint to the next."""
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_writer(self, *_: Any, **__: Any) -> None:
         """Nothing to set up."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -116,7 +116,7 @@ class FolderWriter(StorageWriter):
         finish_folder(self._path, self._about, files)
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+    def validate_checkpoint_id(cls, *_: Any) -> bool:
         return False  # made with a path, never from an id
 
 
@@ -154,8 +154,10 @@ def load_whole_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> N
 
 def named_groups(model: nn.Module, optimizer: optim.Optimizer) -> list[dict[str, Any]]:
     """The optimizer's settings, each with the names of its weights."""
-    names = {weight: name for name, weight in model.named_parameters()}
-    return [{**group, "params": [names[weight] for weight in group["params"]]} for group in optimizer.param_groups]
+    name_of = {weight: name for name, weight in model.named_parameters()}
+    names = [name_of[weight] for group in optimizer.param_groups for weight in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]  # which has its keys in one order, whatever was loaded before
+    return [{**group, "params": [names[number] for number in group["params"]]} for group in groups]
 
 
 def _flat_model(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
