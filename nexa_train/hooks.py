@@ -137,6 +137,7 @@ class Preemption:
         return stop_when_told
 
     def _is_told(self) -> bool:
+        """Whether this step is the last."""
         if self._group.world.is_alone:
             return self._told
         if self._asked is not None and self._asked.wait():  # the answer to the last step's question is there by now
@@ -154,9 +155,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(error, Preempted) else self._before)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if not self._told:
-            logger.info("told to end: finishing the step and saving")
-        self._told = True
+        self._told = True  # and no word: the signal may have come in the middle of one
 
 
 def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:

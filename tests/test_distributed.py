@@ -136,6 +136,7 @@ def test_two_nodes_give_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], t
             ["bash", str(LAUNCH), "--config", str(path)],
             env={
                 **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "NEXA_ROOT": str(lab.root),
                 "NPROC_PER_NODE": "1",
                 "NNODES": "2",

@@ -241,6 +241,15 @@ def test_pairs_keep_the_columns_types_and_ids_of_earlier_releases(tmp_path):
     ]
 
 
+@pytest.fixture
+def default_recursion_limit():
+    """Compilers raise it for the whole process."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -248,7 +257,7 @@ def test_pairs_keep_the_columns_types_and_ids_of_earlier_releases(tmp_path):
         ({"q": "a", "a": "b", "more": json.loads("[" * 900 + "]" * 900)}, "nested too deeply"),
     ],
 )
-def test_a_pair_that_cannot_be_written_is_rejected(values, reason):
+def test_a_pair_that_cannot_be_written_is_rejected(values, reason, default_recursion_limit):
     assert rejected({"name": "pairs", "prompt": "q", "completion": "a"}, values) == reason
 
 
