@@ -21,10 +21,9 @@ ALIGNMENT = 64
 """Of torch's tensors on a processor."""
 SMALL = 40
 """Bytes of an object that fits a sliver: with each tensor the interpreter and autograd make some."""
-OUTLIVES = (600, 800, 1000, 1200, 1400)
-"""Tensors made or gone until such an object is gone as well. How the pieces come to lie hangs on chance, so the mean of several
-replays is taken. Chosen once so that they agree with what processes kept that trained a Llama and a GPT-2: with packs, a wide
-vocabulary, bfloat16, and activations computed again."""
+LIFETIMES = (0.4, 0.5, 0.6, 0.7, 0.8)
+"""How long such an object lives, in forward and backward passes: what autograd makes at a place in the one is gone at the same
+place in the other. How the pieces come to lie hangs on chance, so the mean of several replays is taken."""
 
 
 class Heap:
@@ -106,13 +105,13 @@ class Heap:
         del self._place_before[place + size]
 
 
-def replay(events: Sequence[Event]) -> dict[str, int]:
-    """The most bytes that a process keeps in each phase, the mean over some ways in which small objects may outlive tensors."""
-    replays = [_replay(events, outlives) for outlives in OUTLIVES]
+def replay(events: Sequence[Event], *, pass_length: float) -> dict[str, int]:
+    """The most bytes that a process keeps in each phase, where a forward and backward pass makes `pass_length` events."""
+    replays = [_replay(events, outlives=int(lifetime * pass_length)) for lifetime in LIFETIMES]
     return {phase: sum(peaks[phase] for peaks in replays) // len(replays) for phase in replays[0]}
 
 
-def _replay(events: Sequence[Event], outlives: int) -> dict[str, int]:
+def _replay(events: Sequence[Event], *, outlives: int) -> dict[str, int]:
     heap = Heap()
     places: dict[int, tuple[int | None, int]] = {}
     small: deque[tuple[int, tuple[int | None, int]]] = deque()  # until which event, and where

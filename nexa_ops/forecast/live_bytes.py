@@ -34,14 +34,18 @@ class LiveBytes(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
         self._count = 0
 
-    def peak_of(self, *phases: str) -> int:
-        """The most bytes that were held at once in some phases."""
+    def peak_of(self, phase: str) -> int:
+        """The most bytes that were held at once in a phase."""
         now = peak = 0
         for event in self.events:
             now += event.size_bytes
-            if event.phase in phases:
+            if event.phase == phase:
                 peak = max(peak, now)
         return peak
+
+    def count_in(self, phase: str) -> int:
+        """Events of a phase."""
+        return sum(event.phase == phase for event in self.events)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

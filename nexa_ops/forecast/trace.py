@@ -132,6 +132,7 @@ def trace(
     weights = bytes_of([*model.parameters(), *model.buffers()])
     optimizer = bytes_of(tensors_in(state.optimizer.state_dict()))
     held = weights + optimizer + (checkpoint if midway else 0)
+    num_passes = (len(heaviest) + 1) * min(-(-len(plan.microbatches(0)) // world.size), MOST_TRACED)
     gradients = bytes_of([weight for weight in model.parameters() if weight.requires_grad])
     traced = Traced(
         parameters=count_parameters(model),
@@ -142,7 +143,7 @@ def trace(
         step=live.peak_of("training") - held,
         evaluation=max(0, live.peak_of("validating") - held),
         checkpoint=checkpoint,
-        kept=replay(live.events),
+        kept=replay(live.events, pass_length=live.count_in("training") / num_passes),
     )
     traced = _with_sums(traced, _untraced_sums(plan, config, world, is_exact=is_exact))
     if spec.lora is not None and spec.lora.quantization is not None:
