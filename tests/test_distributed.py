@@ -121,8 +121,10 @@ def test_a_launchers_variables_say_which_process_this_is() -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_processes_gives_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], world_size: int) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     result = run(config_of(world_size), layout=lab)
     assert files_of(result.run.path) == alone
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_two_nodes_give_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], tmp_path: Path) -> None:

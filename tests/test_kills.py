@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def run_and_kill(config: RunConfig, lab: Layout, *, after: float, by: signal.Sig
             code = 0
         except NexaError as error:
             code = error.exit_code
+        except Exception:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(code)
     time.sleep(after)

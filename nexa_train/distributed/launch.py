@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nexa_core.runs import RunFolder
 WORKER = "nexa_train.distributed.worker"
 # A worker that is told to end finishes its step and saves; then it has had its time.
 SECONDS_TO_END = 120
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 ENDINGS: dict[int, type[NexaError]] = {
     each.exit_code: each for each in (NexaError, UserError, GateError, NodeError, Preempted)
 }
@@ -71,12 +74,19 @@ def _run_workers(count: int, arguments: list[str]) -> None:
         logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=SECONDS_TO_END,
     )
+    # Torch elastic takes these signals over and keeps them: whoever called gets its own handlers back.
+    handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     try:
         elastic_launch(settings, sys.executable)("-m", WORKER, *arguments)
     except ChildFailedError as error:
         raise _ending(error) from None
     except SignalException as error:
         raise Preempted(f"told to end (signal {error.sigval}); the same command with --resume continues") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # one that was not set from Python cannot be set again from it
+                    signal.signal(number, handler)
 
 
 def _ending(error: Any) -> NexaError:
