@@ -92,7 +92,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
@@ -114,11 +114,11 @@ class FeatureRows:
     def __len__(self) -> int:
         return len(self.features)
 
-    @property
+    @cached_property
     def token_counts_N(self) -> np.ndarray:
         return np.zeros(len(self), dtype=np.int64)
 
-    @property
+    @cached_property
     def target_counts_N(self) -> np.ndarray:
         return (self.targets_N != IGNORED).astype(np.int64)
 
@@ -141,7 +141,7 @@ class TextRows:
     def token_counts_N(self) -> np.ndarray:
         return self.tokens.lengths
 
-    @property
+    @cached_property
     def target_counts_N(self) -> np.ndarray:
         return (self.targets_N != IGNORED).astype(np.int64)
 

@@ -151,7 +151,7 @@ def _check_size(spec: ModelSpec, weights: dict[str, Any]) -> None:
             model = build_model(spec)
     except (UserError, RuntimeError) as error:  # RuntimeError: sizes beyond what a tensor can have
         raise GateError(f"{MODEL}: {_first_line(error)}") from None
-    except Exception as error:
+    except Exception as error:  # whatever an architecture makes of the sizes in a file that nobody vouches for
         if spec.pretrained is None:
             raise
         raise GateError(f"{MODEL}: its architecture cannot be built: {_first_line(error)}") from None

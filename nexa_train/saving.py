@@ -92,13 +92,9 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        self._thread.shutdown()  # waits for the work; what ended the training is told before what failed here
+        if error is None:
             self.wait()
-        except Exception:
-            if error is None:
-                raise
-        finally:
-            self._thread.shutdown()
 
 
 def _step_back() -> None:

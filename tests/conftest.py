@@ -56,6 +56,21 @@ class FinishedLab:
 
 
 @pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a laboratory with prepared datasets, for reading only."""
+    root = tmp_path_factory.mktemp("prepared")
+    make_lab(root)
+    return root
+
+
+@pytest.fixture
+def lab(prepared: Path, tmp_path: Path) -> Layout:
+    """A laboratory of the test's own with the prepared datasets."""
+    shutil.copytree(prepared, tmp_path / "lab")
+    return Layout(tmp_path / "lab")
+
+
+@pytest.fixture(scope="session")
 def pristine_lab(tmp_path_factory: pytest.TempPathFactory) -> FinishedLab:
     """For reading only; a test that writes takes `finished_lab`."""
     lab = FinishedLab(make_lab(tmp_path_factory.mktemp("finished") / "lab"))

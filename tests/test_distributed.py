@@ -22,25 +22,12 @@ from nexa_models.checkpoint import load_checkpoint
 from nexa_train.distributed.strategies import sum_strided
 from nexa_train.distributed.world import World, read_world
 from nexa_train.train import run
-from tests.labs import make_config, make_lab, write_config
+from tests.labs import make_config, write_config
 from tests.test_training import files_of, only_run
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_ddp.sh"
 MARGIN_SECONDS = 10.0  # for a machine that is busy with other tests
 LANGUAGE_MODEL: dict[str, Any] = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}, "packing": {}}}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    make_lab(root)
-    return root
-
-
-@pytest.fixture
-def lab(prepared: Path, tmp_path: Path) -> Layout:
-    shutil.copytree(prepared, tmp_path / "lab")
-    return Layout(tmp_path / "lab")
 
 
 @pytest.fixture(scope="module")

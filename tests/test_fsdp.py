@@ -36,7 +36,7 @@ from nexa_train.optim import build_optimizer
 from nexa_train.train import run
 from scripts.cli import main
 from tests import folders
-from tests.labs import make_config, make_lab
+from tests.labs import make_config
 from tests.ranks import Ranks, free_port
 from tests.test_distributed import start, worker_of_rank
 from tests.test_training import losses_of
@@ -55,19 +55,6 @@ def one_process() -> Iterator[None]:
     yield
     dist.destroy_process_group()
     gc.collect()  # other tests fork, and a child that came to free the group would wait for threads it does not have
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    make_lab(root)
-    return root
-
-
-@pytest.fixture
-def lab(prepared: Path, tmp_path: Path) -> Layout:
-    shutil.copytree(prepared, tmp_path / "lab")
-    return Layout(tmp_path / "lab")
 
 
 # How a model is cut

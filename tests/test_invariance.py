@@ -1,6 +1,5 @@
 """What only makes training faster or smaller must not change what is learned."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,10 @@ from nexa_core.paths import Layout
 from nexa_models.checkpoint import load_checkpoint
 from nexa_train.order import Plan, group_by_length
 from nexa_train.train import run
-from tests.labs import make_config, make_lab
+from tests.labs import make_config
 from tests.test_training import files_of, losses_of
 
 COMPILED_BOUND = 1e-4  # of a loss: a compiled model adds in another order
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    make_lab(root)
-    return root
-
-
-@pytest.fixture
-def lab(prepared: Path, tmp_path: Path) -> Layout:
-    shutil.copytree(prepared, tmp_path / "lab")
-    return Layout(tmp_path / "lab")
 
 
 def losses_with(lab: Layout, *, dropout: float = 0.0, **training: Any) -> list[float]:

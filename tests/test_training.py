@@ -22,24 +22,10 @@ from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import read_json_lines
 from nexa_models.checkpoint import load_checkpoint
 from nexa_train.train import run
-from tests.labs import MODELS, make_config, make_lab, write_config
+from tests.labs import MODELS, make_config, write_config
 
 GOLDEN = Path(__file__).parent / "golden"
 WITHOUT_DROPOUT = {"dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    make_lab(root)
-    return root
-
-
-@pytest.fixture
-def lab(prepared: Path, tmp_path: Path) -> Layout:
-    """A laboratory of its own with the prepared datasets."""
-    shutil.copytree(prepared, tmp_path / "lab")
-    return Layout(tmp_path / "lab")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
