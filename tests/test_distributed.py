@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from nexa_core.config import RunConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.trackers import read_json_lines
 from nexa_models.checkpoint import load_checkpoint
-from nexa_train.distributed.strategies import sum_strided
+from nexa_models.encoding import Batch
+from nexa_train.distributed.group import Group
+from nexa_train.distributed.strategies import Exact, sum_strided
 from nexa_train.distributed.world import World, read_world
+from nexa_train.feed import StepData
 from nexa_train.train import run
 from tests.labs import make_config, write_config
 from tests.test_training import files_of, only_run
@@ -79,8 +84,11 @@ def test_the_tree_adds_the_same_pairs_for_any_number_of_processes(count: int) ->
     """Held on floats whose sum depends on the order."""
     leaves = np.random.default_rng(count).normal(size=count).astype(np.float32)
 
+    def leaf(index: int, onto: np.float32 | None) -> np.float32:
+        return leaves[index] if onto is None else onto + leaves[index]
+
     def of_class(start: int, stride: int) -> np.float32 | None:
-        return sum_strided(lambda index: leaves[index], lambda one, other: one + other, start, stride, count)
+        return sum_strided(leaf, lambda one, other: one + other, start, stride, count)
 
     whole = of_class(0, 1)
     for size in (2, 4, 8):
@@ -91,6 +99,27 @@ def test_the_tree_adds_the_same_pairs_for_any_number_of_processes(count: int) ->
                 one if other is None else one + other for one, other in zip(parts[:half], parts[half:], strict=True)
             ]
         assert parts == [whole]
+
+
+def test_a_weight_that_a_microbatch_does_not_reach_gets_the_same_gradient_wherever_it_is_added() -> None:
+    """Held on minus zero, which plus zero would change."""
+    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    minus_zero = torch.tensor([-0.0])
+
+    def learn(model: nn.Module, batch: Batch, index: int, *, weight: float = 1.0) -> Tensor:
+        (weights[index % 2] * minus_zero).sum().backward()
+        return torch.tensor(1.0)
+
+    for count in (1, 2, 3, 4):
+        for each in weights:
+            each.grad = None
+        batch = Batch(inputs={}, targets=torch.zeros(0))
+        step = StepData(0, dict.fromkeys(range(count), batch), count, count, count, 0, None)
+        loss = Exact(nn.Module(), weights, Group(World())).run(step, learn)
+        assert loss == count
+        for each in weights:
+            assert each.grad is not None
+            assert torch.signbit(each.grad)
 
 
 # The processes

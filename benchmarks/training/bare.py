@@ -13,17 +13,17 @@ from typing import Any
 import contest
 import numpy as np
 import torch
-from documents_attention import attend_within_documents
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AttentionInterface
+
+from nexa_models.attention import DOCUMENTS, register
 
 PACK_TOKENS = 512
 """The shortest pack that cuts no row: SDPA computes what a block-diagonal mask hides, so its cost grows with the pack."""
 PACKS_PER_STEP = 10
 PACKS_PER_MICROBATCH = 2
 
-AttentionInterface.register("documents", attend_within_documents)
+register()
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Packs:
     positions: Tensor
     """Counted from each row's beginning."""
     documents: Tensor
-    """Which row of its pack a token belongs to; the empty end is a row of its own."""
-    ends: Tensor
-    """Where each row ends in the flattened packs, from 0; filled up with the last to a length that never changes."""
+    """Which row of its pack a token belongs to, from 1; 0 at the empty end."""
     at: Tensor
     """(targets,) flattened places whose next token is learned."""
     targets: Tensor
@@ -79,27 +77,22 @@ def pack(rows: Sequence[contest.Row]) -> list[list[contest.Row]]:
     return packs
 
 
-def lay_out(packs: Sequence[Sequence[contest.Row]], *, num_ends: int) -> Packs:
+def lay_out(packs: Sequence[Sequence[contest.Row]]) -> Packs:
     shape = (len(packs), PACK_TOKENS)
     ids, positions, documents = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, contest.IGNORED)
-    ends = [0]
     for index, rows in enumerate(packs):
         begin = 0
-        for document, row in enumerate(rows):
+        for document, row in enumerate(rows, start=1):
             end = begin + len(row.ids)
             ids[index, begin:end] = row.ids
             positions[index, begin:end] = np.arange(len(row.ids))
             documents[index, begin:end] = document
             labels[index, begin : end - 1] = row.labels[1:]
-            ends.append(index * PACK_TOKENS + end)
             begin = end
         positions[index, begin:] = np.arange(PACK_TOKENS - begin)
-        documents[index, begin:] = len(rows)
-        ends.append((index + 1) * PACK_TOKENS)
-    ends += [len(packs) * PACK_TOKENS] * (num_ends - len(ends))
     at = np.flatnonzero(labels != contest.IGNORED)
-    arrays = (ids, positions, documents, np.array(ends), at, labels.ravel()[at])
+    arrays = (ids, positions, documents, at, labels.ravel()[at])
     return Packs(*map(torch.from_numpy, arrays), num_useful=sum(len(row.ids) for rows in packs for row in rows))
 
 
@@ -120,16 +113,16 @@ def make_body(model: Any, variant: Variant) -> Callable[[Packs], Tensor]:
         out = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)
 
-    def by_document(ids: Tensor, positions: Tensor, ends: Tensor) -> Tensor:
-        flat = {"input_ids": ids.view(1, -1), "position_ids": positions.view(1, -1)}
-        return model.model(**flat, attention_mask=None, use_cache=False, ends=ends).last_hidden_state[0]
+    def by_document(ids: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+        given = {"input_ids": ids, "attention_mask": None, "position_ids": positions, "documents": documents}
+        return model.model(**given, use_cache=False).last_hidden_state.flatten(0, 1)
 
     if variant.documents:
-        model.config._attn_implementation = "documents"
+        model.config._attn_implementation = DOCUMENTS
     body = by_document if variant.documents else masked
     if variant.compiled:
         body = torch.compile(body, dynamic=False)
-    return lambda packs: body(packs.ids, packs.positions, packs.ends if variant.documents else packs.documents)
+    return lambda packs: body(packs.ids, packs.positions, packs.documents)
 
 
 def main() -> None:
@@ -140,12 +133,11 @@ def main() -> None:
     body = make_body(model, variant)
     optimizer = torch.optim.AdamW(contest.decay_groups(model), lr=contest.LR, fused=True)
     packed = pack(train)
-    num_ends = 1 + PACKS_PER_MICROBATCH * (1 + max(map(len, packed)))
     watch = contest.Stopwatch()
     watch.start()
     for _, step_packs in zip(range(arguments.steps), endless(packed), strict=False):
         microbatches = [
-            lay_out(step_packs[start : start + PACKS_PER_MICROBATCH], num_ends=num_ends)
+            lay_out(step_packs[start : start + PACKS_PER_MICROBATCH])
             for start in range(0, PACKS_PER_STEP, PACKS_PER_MICROBATCH)
         ]
         num_targets = sum(len(packs.targets) for packs in microbatches)

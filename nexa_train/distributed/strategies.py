@@ -37,7 +37,7 @@ class Exact:
     The sum over the microbatches i, i + m, i + 2m, ... is that over i, i + 2m, ... plus that over i + m, i + 3m, ...
     Process r of W sums those of r, r + W, ... by itself; the processes then add up pairwise, in log2(W) swaps. So every
     addition is of the same two numbers whether one process makes it or two. Beside the gradients at hand it holds
-    log2(microbatches of a process) partial sums.
+    one partial sum fewer than log2(microbatches of a process): a single microbatch adds onto the sum it belongs to.
     """
 
     model: nn.Module
@@ -47,10 +47,12 @@ class Exact:
     def run(self, step: StepData, learn: Learn) -> Tensor:
         world, count = self.group.world, step.num_microbatches
 
-        def leaf(index: int) -> list[Tensor]:
+        def leaf(index: int, onto: list[Tensor] | None) -> list[Tensor]:
+            if onto is not None:
+                self._put(onto)  # the backward pass adds to it in place
             loss = learn(self.model, step.batches[index], index)
             gradients = [self._take(weight) for weight in self.weights]
-            return [*gradients, loss]
+            return [*gradients, loss if onto is None else onto[-1] + loss]
 
         total = sum_strided(leaf, _add, world.rank, world.size, count)
         stride = world.size
@@ -58,16 +60,20 @@ class Exact:
             stride //= 2
             total = self._add_partners(total, stride, count)
         assert total is not None
-        for weight, gradient in zip(self.weights, total, strict=False):
-            weight.grad = gradient
+        self._put(total)
         return total[-1]
 
     def clip(self, limit: float | None) -> Tensor:
         return nn.utils.clip_grad_norm_(self.weights, limit or float("inf"))
 
+    def _put(self, total: list[Tensor]) -> None:
+        for weight, gradient in zip(self.weights, total[:-1], strict=True):
+            weight.grad = gradient
+
     @staticmethod
     def _take(weight: Tensor) -> Tensor:
-        gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+        # Adding -0.0 changes no number, not even -0.0: a weight without gradient adds nothing, wherever it is added.
+        gradient = weight.grad if weight.grad is not None else torch.full_like(weight, -0.0)
         weight.grad = None
         return gradient
 
@@ -81,13 +87,21 @@ class Exact:
         return ours if rank % stride + stride >= count else _add(ours, theirs)
 
 
-def sum_strided(leaf: Callable[[int], T], add: Callable[[T, T], T], start: int, stride: int, count: int) -> T | None:
-    """The sum over the leaves `start`, `start + stride`, ... below `count`, in the tree's order; None of no leaves."""
+def sum_strided(
+    leaf: Callable[[int, T | None], T], add: Callable[[T, T], T], start: int, stride: int, count: int
+) -> T | None:
+    """The sum over the leaves `start`, `start + stride`, ... below `count`, in the tree's order; None of no leaves.
+
+    Args:
+        leaf: makes a leaf, and adds it onto a sum where it is given one.
+    """
     if start >= count:
         return None
     if start + stride >= count:
-        return leaf(start)
+        return leaf(start, None)
     left = sum_strided(leaf, add, start, 2 * stride, count)
+    if start + 3 * stride >= count:
+        return leaf(start + stride, left)
     right = sum_strided(leaf, add, start + stride, 2 * stride, count)
     assert left is not None
     assert right is not None
