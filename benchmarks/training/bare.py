@@ -41,6 +41,7 @@ VARIANTS = {
     "compiled-bf16": Variant(compiled=True, bf16=True),
     "documents-float32": Variant(documents=True),
     "compiled-documents-float32": Variant(compiled=True, documents=True),
+    "compiled-documents-bf16": Variant(compiled=True, documents=True, bf16=True),
 }
 
 

@@ -40,8 +40,10 @@ CONTESTANTS = {
     BAR: (BARE, "compiled-float32"),
     "bare-compiled-bf16": (BARE, "compiled-bf16"),
     "bare-compiled-documents": (BARE, "compiled-documents-float32"),
+    "bare-compiled-documents-bf16": (BARE, "compiled-documents-bf16"),
     "ours": ("ours.py", "packed"),
     "ours-compiled": ("ours.py", "packed-compiled"),
+    "ours-compiled-bf16": ("ours.py", "packed-compiled-bf16"),
 }
 Results = dict[str, list[dict[str, Any]]]
 

@@ -25,6 +25,7 @@ CHECKPOINT_EVERY_STEPS = 5
 VARIANTS: dict[str, dict[str, Any]] = {
     "packed": {"packing": {"max_tokens": PACK_TOKENS}},
     "packed-compiled": {"packing": {"max_tokens": PACK_TOKENS}, "compile": True},
+    "packed-compiled-bf16": {"packing": {"max_tokens": PACK_TOKENS}, "compile": True, "precision": "bfloat16"},
 }
 DATASET = {
     "name": "pairs",
