@@ -5,12 +5,17 @@ with fixed shapes however the documents lie.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 DOCUMENTS = "nexa_documents"
+DENSE_TOKENS = 512
+"""Documents up to here attend through products of whole matrices in bfloat16, where PyTorch's flash kernel is slow."""
+
+Place = tuple[slice, slice, slice]
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -50,11 +55,15 @@ def attend(
 @torch.library.custom_op("nexa::attend_within", mutates_args=())
 def attend_within(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The attention's result, zero at padding, and the logarithm of its denominators for the backward pass."""
-    out, lse = _like(query).zero_(), query.new_zeros(query.shape[:3], dtype=torch.float32)
+    query, key, value = _by_heads(query, key, value)
+    out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=torch.float32)
     for place in _places(documents):
         parts = (tensor[place] for tensor in (query, key, value))
-        out[place], lse[place] = _forward(*parts, 0.0, True, scale=scale)
-    return out, lse
+        if _is_dense(query, place):
+            _attend(*parts, scale, out=out[place])
+        else:
+            out[place], lse[place] = _forward(*parts, 0.0, True, scale=scale)
+    return _by_tokens(out), lse
 
 
 @attend_within.register_fake
@@ -74,12 +83,19 @@ def attend_within_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    gradients = tuple(_like(query).zero_() for _ in range(3))
+    gradient, query, key, value, out = _by_heads(gradient, query, key, value, out)
+    gradients = tuple(torch.zeros_like(query) for _ in range(3))
     for place in _places(documents):
-        parts = (tensor[place] for tensor in (gradient, query, key, value, out, lse))
-        for whole, part in zip(gradients, _backward(*parts, 0.0, True, scale=scale), strict=True):
-            whole[place] = part
-    return gradients[0], gradients[1], gradients[2]
+        wholes = (whole[place] for whole in gradients)
+        parts = [tensor[place] for tensor in (gradient, query, key, value)]
+        if _is_dense(query, place):
+            _attend_backward(*parts, scale, out=wholes)
+            continue
+        found = _backward(*parts, out[place], lse[place], 0.0, True, scale=scale)
+        for whole, part in zip(wholes, found, strict=True):
+            whole.copy_(part)
+    of_query, of_key, of_value = map(_by_tokens, gradients)
+    return of_query, of_key, of_value
 
 
 @attend_within_backward.register_fake
@@ -115,13 +131,57 @@ attend_within.register_autograd(_pass_back, setup_context=_set_up)
 attend_within.register_autocast("cpu", torch.bfloat16)
 
 
+def _is_dense(query: Tensor, place: Place) -> bool:
+    return query.dtype == torch.bfloat16 and place[2].stop - place[2].start <= DENSE_TOKENS
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Tensor) -> None:
+    """Attention of one document, (1, heads, tokens, width) each, with all its probabilities at once."""
+    torch.bmm(_probabilities(query, key, scale), value[0], out=out[0])
+
+
+def _attend_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Iterator[Tensor]
+) -> None:
+    of_query, of_key, of_value = (whole[0] for whole in out)
+    probabilities = _probabilities(query, key, scale)
+    torch.bmm(probabilities.transpose(1, 2), gradient[0], out=of_value)
+    of_probabilities = torch.bmm(gradient[0], value[0].transpose(1, 2))
+    of_scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, query.dtype).mul_(scale)
+    torch.bmm(of_scores, key[0], out=of_query)
+    torch.bmm(of_scores.transpose(1, 2), query[0], out=of_key)
+
+
+def _probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """(heads, tokens, tokens): how much each token looks at which."""
+    num_tokens = query.shape[2]
+    hidden = _later(query.dtype)[:num_tokens, :num_tokens]
+    return torch.baddbmm(hidden, query[0], key[0].transpose(1, 2), alpha=scale).softmax(-1)
+
+
+@cache
+def _later(dtype: torch.dtype) -> Tensor:
+    """(tokens, tokens): minus infinity where a key is later than its query, so that it is not looked at."""
+    return torch.full((DENSE_TOKENS, DENSE_TOKENS), -torch.inf, dtype=dtype).triu_(1)
+
+
+def _by_heads(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """(rows, heads, tokens, width) that lie in memory as they are written, so that no product copies them again."""
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def _by_tokens(tensor: Tensor) -> Tensor:
+    """The same that lies in memory as (rows, tokens, heads, width)."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _like(query: Tensor) -> Tensor:
     """Room for a result of (rows, heads, tokens, width) that lies in memory as (rows, tokens, heads, width)."""
     rows, heads, tokens, width = query.shape
     return query.new_empty(rows, tokens, heads, width).transpose(1, 2)
 
 
-def _places(documents: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+def _places(documents: Tensor) -> Iterator[Place]:
     """Where each document lies."""
     for row, numbers in enumerate(documents.tolist()):
         begin = 0
