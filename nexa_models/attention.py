@@ -4,7 +4,7 @@ Registered with transformers under `DOCUMENTS`. It is an operator of its own, so
 with fixed shapes however the documents lie.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -58,11 +58,10 @@ def attend_within(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, 
     query, key, value = _by_heads(query, key, value)
     out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=torch.float32)
     for place in _places(documents):
-        parts = (tensor[place] for tensor in (query, key, value))
         if _is_dense(query, place):
-            _attend(*parts, scale, out=out[place])
+            _attend(query[place], key[place], value[place], scale, out=out[place])
         else:
-            out[place], lse[place] = _forward(*parts, 0.0, True, scale=scale)
+            out[place], lse[place] = _forward(query[place], key[place], value[place], 0.0, True, scale=scale)
     return _by_tokens(out), lse
 
 
@@ -86,14 +85,14 @@ def attend_within_backward(
     gradient, query, key, value, out = _by_heads(gradient, query, key, value, out)
     gradients = tuple(torch.zeros_like(query) for _ in range(3))
     for place in _places(documents):
-        wholes = (whole[place] for whole in gradients)
-        parts = [tensor[place] for tensor in (gradient, query, key, value)]
+        given = gradient[place], query[place], key[place], value[place]
+        parts = [whole[place] for whole in gradients]
         if _is_dense(query, place):
-            _attend_backward(*parts, scale, out=wholes)
+            _attend_backward(*given, scale, out=parts)
             continue
-        found = _backward(*parts, out[place], lse[place], 0.0, True, scale=scale)
-        for whole, part in zip(wholes, found, strict=True):
-            whole.copy_(part)
+        found = _backward(*given, out[place], lse[place], 0.0, True, scale=scale)
+        for part, values in zip(parts, found, strict=True):
+            part.copy_(values)
     of_query, of_key, of_value = map(_by_tokens, gradients)
     return of_query, of_key, of_value
 
@@ -141,7 +140,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Ten
 
 
 def _attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Iterator[Tensor]
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Sequence[Tensor]
 ) -> None:
     of_query, of_key, of_value = (whole[0] for whole in out)
     probabilities = _probabilities(query, key, scale)

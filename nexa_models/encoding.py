@@ -21,6 +21,8 @@ from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import encode_plain, encode_texts, special_ids_of
 
 IGNORED = -100  # what torch's cross_entropy leaves out by default
+WIDTH_MULTIPLE = 64
+MOST_WIDTHS = 6
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,26 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """Which shapes padded batches may have: any, or few, so that a compiled model is compiled a few times only."""
+
+    widths: tuple[int, ...] = ()
+    """A batch is as wide as the first of them that is wide enough; without them, as its longest row."""
+    num_rows: int | None = None
+    """Batches are filled up with empty rows to so many."""
+
+    @classmethod
+    def few(cls, *, longest: int, most: int, num_rows: int) -> "Shapes":
+        """At most `MOST_WIDTHS` widths up to that of the longest row, none above `most`."""
+        step = WIDTH_MULTIPLE * -(-longest // (MOST_WIDTHS * WIDTH_MULTIPLE))
+        return cls(tuple(min(width, most) for width in range(step, longest + step, step)), num_rows)
+
+    def of(self, num_rows: int, longest: int) -> tuple[int, int]:
+        width = next((width for width in self.widths if width >= longest), longest)
+        return self.num_rows or num_rows, max(width, 1)
+
+
+@dataclass(frozen=True)
 class FeatureRows:
     features: np.ndarray
     targets_N: np.ndarray
@@ -133,6 +155,7 @@ class TextRows:
     targets_N: np.ndarray
     padding_id: int
     notes: tuple[str, ...]
+    shapes: Shapes = Shapes()
 
     def __len__(self) -> int:
         return len(self.targets_N)
@@ -148,11 +171,14 @@ class TextRows:
     def batch(self, rows: np.ndarray) -> Batch:
         places, owners, positions = self.tokens.places(rows)
         lengths = self.tokens.lengths[rows]
-        ids = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), self.padding_id, dtype=np.int64)
+        shape = self.shapes.of(len(rows), int(lengths.max(initial=0)))
+        ids = np.full(shape, self.padding_id, dtype=np.int64)
         ids[owners, positions] = self.tokens.flat[places]
+        num_empty = shape[0] - len(rows)  # of one padding token, and nothing to learn
+        lengths = np.concatenate([lengths, np.ones(num_empty, dtype=lengths.dtype)])
+        targets = np.concatenate([self.targets_N[rows], np.full(num_empty, IGNORED)])
         inputs = {"ids": torch.from_numpy(ids), "lengths": torch.from_numpy(lengths)}
-        targets = torch.from_numpy(self.targets_N[rows])
-        return Batch(inputs, targets, num_tokens=len(places), num_slots=ids.size)
+        return Batch(inputs, torch.from_numpy(targets), num_tokens=len(places), num_slots=ids.size)
 
 
 @dataclass(frozen=True)
@@ -166,10 +192,7 @@ class Sequences:
     notes: tuple[str, ...] = ()
     rows_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """The table's row that each sequence is of; a long document has several."""
-    multiple: int = 1
-    """Batches are as wide as the next multiple of it, so that a compiled model sees few shapes."""
-    num_rows: int | None = None
-    """Batches are filled up with empty rows to so many."""
+    shapes: Shapes = Shapes()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -191,10 +214,8 @@ class Sequences:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """One sequence a row, padded on the right."""
-        longest = max(int(self.token_counts_N[rows].max(initial=0)), 1)
-        width = -(-longest // self.multiple) * self.multiple
-        shape = (self.num_rows or len(rows), width)
-        return self.lay_out(rows, np.arange(len(rows)) * width, shape=shape, owners=np.arange(len(rows)))
+        shape = self.shapes.of(len(rows), int(self.token_counts_N[rows].max(initial=0)))
+        return self.lay_out(rows, np.arange(len(rows)) * shape[1], shape=shape, owners=np.arange(len(rows)))
 
     def lay_out(
         self, rows: np.ndarray, starts: np.ndarray, *, shape: tuple[int, int], owners: np.ndarray, packed: bool = False
@@ -272,7 +293,7 @@ class PackedRows:
 
     def batch(self, rows: np.ndarray) -> Batch:
         places, owners, _ = self.packs.places(rows)
-        shape = (self.sequences.num_rows or len(rows), self.width)
+        shape = (self.sequences.shapes.of(len(rows), 0)[0], self.width)
         starts = owners * self.width + self.starts[places]
         return self.sequences.lay_out(self.packs.flat[places], starts, shape=shape, owners=owners, packed=True)
 
@@ -347,23 +368,22 @@ def _cut_sequences(
     parts: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     rows: list[int] = []
-    num_cut, stride = 0, spec.max_tokens - 1  # a sequence's last token is the next one's first
+    most = spec.max_tokens
+    num_cut, stride = 0, most - 1  # a sequence's last token is the next one's first
     for row, (tokens, mask) in enumerate(zip(sequences, learned, strict=True)):
         goes_on = go_on is not None and go_on[row]
-        num_cut += len(tokens) > spec.max_tokens and not goes_on
+        num_cut += len(tokens) > most and not goes_on
         for start in range(0, max(len(tokens) - 1, 1), stride) if goes_on else (0,):
-            parts.append(tokens[start : start + spec.max_tokens])
-            masks.append(mask[start : start + spec.max_tokens])
+            parts.append(tokens[start : start + most])
+            masks.append(mask[start : start + most])
             rows.append(row)
-    notes = list(_cut_note(num_cut, len(sequences), spec.max_tokens))
+    notes = list(_cut_note(num_cut, len(sequences), most))
     encoded = Sequences(
         Ragged.of(parts), Ragged.of(masks, dtype=np.bool_).flat, special_ids_of(spec).padding, rows_N=np.array(rows)
     )
     taught = np.bincount(encoded.rows_N, weights=encoded.target_counts_N, minlength=len(sequences))
     if num_silent := int((taught == 0).sum()):
-        notes.append(
-            f"{num_silent} rows teach nothing: what is to be learned lies beyond max_tokens = {spec.max_tokens}"
-        )
+        notes.append(f"{num_silent} rows teach nothing: what is to be learned lies beyond max_tokens = {most}")
     return replace(encoded, notes=tuple(notes))
 
 

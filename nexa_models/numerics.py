@@ -1,13 +1,17 @@
 """What decides a result's bits: device, threads, precision, deterministic kernels."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nexa_core.environment import cpu_name
 from nexa_core.errors import UserError
+
+MOST_SHAPES = 64  # that one piece of code is compiled for; batches have 6 widths at most
 
 
 def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -41,6 +45,25 @@ def make_deterministic(num_threads: int | None = None) -> None:
     deterministic: Any = torch.utils.deterministic  # a property that type checkers do not see
     deterministic.fill_uninitialized_memory = False  # nothing reads what was never written
     torch.backends.cudnn.benchmark = False
+
+
+def never_fall_back_to_eager() -> None:
+    """Have compilation fail, instead of going on without it, where a model sees more shapes than anyone meant.
+
+    Which shapes are compiled would depend on which came first, so a run that is continued would differ.
+    """
+    import torch._dynamo  # takes seconds to load
+
+    torch._dynamo.config.recompile_limit = MOST_SHAPES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Have a compiled model run as it is written, for shapes that are not worth compiling for."""
+    if model._compiled_call_impl is None:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -185,8 +185,10 @@ def _predict_text(
             torch.ones_like(batch.targets),
             byte_lengths_V[batch.targets],
         )
+        first = rows.min(initial=table.num_rows)  # a batch's rows lie side by side
         for total, values in zip(sums, per_target, strict=True):
-            total += np.bincount(rows, weights=values.double().cpu().numpy(), minlength=table.num_rows)
+            summed = np.bincount(rows - first, weights=values.double().cpu().numpy())
+            total[first : first + len(summed)] += summed
     prompts, targets = _asked_and_wanted(table)
     columns = {
         "row_id": table["row_id"],

@@ -16,6 +16,7 @@ from nexa_data.tokenizer import SPECIAL_TOKENS
 from nexa_models.spec import ModelSpec
 
 WORD = re.compile(r"\w+|[^\w\s]")
+CHUNK = 1024  # texts encoded at once; what the tokenizer says of each is many times its ids
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Odd 64-bit multiplier that spreads neighbouring values. Source: Knuth, TAOCP vol. 3, 6.4 (golden ratio hashing).
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -76,7 +77,8 @@ def encode_plain(texts: Sequence[str], spec: ModelSpec) -> list[list[int]]:
     """The token ids of each text and nothing around them."""
     assert spec.tokenizer is not None
     tokenizer = load_tokenizer(spec.tokenizer)
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
+    return [ids.ids for chunk in chunks for ids in tokenizer.encode_batch_fast(chunk, add_special_tokens=False)]
 
 
 def encode_texts(texts: Sequence[str], spec: ModelSpec) -> tuple[list[np.ndarray], int]:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nexa_core.config.training import EarlyStopping
 from nexa_core.cost import CostMeter
 from nexa_core.errors import GateError, Preempted
@@ -21,35 +24,53 @@ logger = logging.getLogger(__name__)
 
 
 class Tracking:
-    """Logs loss, gradient norm and learning rate; stops a run whose loss is no number any more.
+    """Logs loss, gradient norm and learning rate; stops a run in which one is no number any more.
 
-    A step's numbers are read one logged step later, when a GPU has long computed them, so that no step waits for it.
+    A step's numbers are read one step later, when a GPU has computed them, so that no step waits for them.
     """
 
     def __init__(self, tracker: Tracker, *, every_steps: int, progress: Progress):
         self._tracker, self._every, self._progress = tracker, every_steps, progress
-        self._unread: tuple[int, StepResult] | None = None
+        self._unread: tuple[int, float, Reading] | None = None
 
     def __call__(self, state: State, result: StepResult) -> None:
-        if state.step % self._every:
-            return
+        reading = Reading(result.loss, result.gradient_norm)
         self.settle()
-        self._unread = (state.step, result)
+        self._unread = (state.step, result.lr, reading)
 
     def settle(self) -> None:
-        """Log what is not logged yet; before a checkpoint, which relies on every line up to it."""
+        """Read the last step; before a checkpoint, which relies on every line up to it, and holds numbers only."""
         if self._unread is None:
             return
-        (step, result), self._unread = self._unread, None
-        loss = float(result.loss)
-        if not math.isfinite(loss):
-            raise GateError(
-                f"The loss became {loss} at step {step} (learning rate {result.lr:g}); no checkpoint was written "
-                "since. Lower training.optimizer.lr, set training.max_gradient_norm, or look at the data."
-            )
-        values = {"loss": loss, "gradient_norm": float(result.gradient_norm), "lr": result.lr}
-        self._tracker.log(step, values)
-        self._progress.update(step, f"loss {loss:.4f}")
+        (step, lr, reading), self._unread = self._unread, None
+        loss, gradient_norm = reading.numbers()
+        for name, value in (("loss", loss), ("gradient's norm", gradient_norm)):
+            if not math.isfinite(value):
+                raise GateError(
+                    f"The {name} became {value} at step {step} (learning rate {lr:g}); no checkpoint was written "
+                    "since. Lower training.optimizer.lr, set training.max_gradient_norm, or look at the data."
+                )
+        if step % self._every == 0:
+            self._tracker.log(step, {"loss": loss, "gradient_norm": gradient_norm, "lr": lr})
+            self._progress.update(step, f"loss {loss:.4f}")
+
+
+class Reading:
+    """Numbers on their way to the host: what is queued on a GPU after them is not waited for."""
+
+    def __init__(self, *tensors: Tensor):
+        self._numbers = torch.stack([tensor.double() for tensor in tensors])
+        self._arrived: torch.cuda.Event | None = None
+        if self._numbers.is_cuda:
+            pinned = torch.empty(len(tensors), dtype=torch.float64, pin_memory=True)
+            self._numbers = pinned.copy_(self._numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def numbers(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 class Throughput:
@@ -91,19 +112,20 @@ class Throughput:
                 rates["model_flops_utilisation"] = done / seconds / self._peak_flops
         return rates
 
-    def as_text(self) -> str:
-        rates = self.report()
-        if not rates:
-            return "throughput: too few steps to tell"
-        parts = [f"{rates['steps_per_second']:.2f} steps/s", f"{rates['rows_per_second']:,.0f} rows/s"]
-        if "useful_tokens_per_second" in rates:
-            parts[1:] = [
-                f"{rates['useful_tokens_per_second']:,.0f} useful tokens/s",
-                f"padding {rates['padding_share']:.1%}",
-            ]
-        if "model_flops_utilisation" in rates:
-            parts.append(f"model FLOPs utilisation {rates['model_flops_utilisation']:.1%}")
-        return f"throughput: {', '.join(parts)}"
+
+def rates_as_text(rates: dict[str, float]) -> str:
+    """The line of what `Throughput.report` says."""
+    if not rates:
+        return "throughput: too few steps to tell"
+    parts = [f"{rates['steps_per_second']:.2f} steps/s", f"{rates['rows_per_second']:,.0f} rows/s"]
+    if "useful_tokens_per_second" in rates:
+        parts[1:] = [
+            f"{rates['useful_tokens_per_second']:,.0f} useful tokens/s",
+            f"padding {rates['padding_share']:.1%}",
+        ]
+    if "model_flops_utilisation" in rates:
+        parts.append(f"model FLOPs utilisation {rates['model_flops_utilisation']:.1%}")
+    return f"throughput: {', '.join(parts)}"
 
 
 class Preemption:

@@ -21,7 +21,7 @@ from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.causal_lm import CausalLm, check_packing
 from nexa_models.checkpoint import Checkpoint
-from nexa_models.encoding import Encoded, PackedRows, Sequences, encode
+from nexa_models.encoding import Encoded, PackedRows, Sequences, Shapes, TextRows, encode
 from nexa_models.sharded import check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 FREE_SECTIONS = ("name", "experiment", "evaluation", "tracking", "cost")
 FREE_TRAINING_KEYS = ("epochs", "max_steps", "keep", "early_stopping", "checkpoints", "device")
 MICROBATCHES_IF_EXACT = 4  # so that 1, 2 and 4 processes share the same cut
-WIDTH_MULTIPLE = 64  # a compiled model sees batches of these widths only
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,15 @@ def make_job(
     most_rows = -(-training.batch_size // num_microbatches)
     train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
+    sharded = training.distributed.strategy == "fsdp" and not world.is_alone
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
+    if not sharded:  # otherwise it is moved, and compiled, when it is cut
+        model = model.to(device)
     if training.packing is not None and isinstance(model, CausalLm):
         check_packing(model)
     if isinstance(train_data, Sequences | PackedRows):
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))
-    sharded = training.distributed.strategy == "fsdp" and not world.is_alone
     if sharded:
         check_shardable(model)
     inputs = describe_inputs(
@@ -121,10 +122,7 @@ def make_job(
         train_data=train_data,
         validation=validation,
         plan=make_plan(config, train_data, validation, num_microbatches),
-        # A sharded model's layers are compiled, and moved, when they are cut.
-        model=made_fast(model, training.model_copy(update={"compile": False}))
-        if sharded
-        else made_fast(model.to(device), training),
+        model=made_fast(model, training.model_copy(update={"compile": False}) if sharded else training),
         is_exact=exact,
         is_sharded=sharded,
         source=source,
@@ -219,14 +217,13 @@ def arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: 
     wants_lengths = [name for name in ("packing", "length_grouping") if getattr(training, name)]
     if spec.kind == "features" and wants_lengths:
         raise UserError(f"training.{wants_lengths[0]} is for rows of text; rows of features are all of one length.")
-    if not isinstance(encoded, Sequences):
-        if training.packing is not None:
-            raise UserError(f"training.packing is for language models; a {spec.model['name']} reads one text a row.")
-        return encoded
-    if training.compile:
-        encoded = replace(encoded, multiple=WIDTH_MULTIPLE, num_rows=num_rows)
+    if training.compile and isinstance(encoded, TextRows | Sequences):
+        longest = int(encoded.token_counts_N.max(initial=1))
+        encoded = replace(encoded, shapes=Shapes.few(longest=longest, most=spec.max_tokens, num_rows=num_rows))
     if training.packing is None:
         return encoded
+    if not isinstance(encoded, Sequences):
+        raise UserError(f"training.packing is for language models; a {spec.model['name']} reads one text a row.")
     packed = PackedRows.of(encoded, training.packing.max_tokens or spec.max_tokens)
     logger.info("%s", packed.note)
     return packed
@@ -240,6 +237,7 @@ def made_fast(model: nn.Module, training: Training) -> nn.Module:
             raise UserError("training.activation_checkpointing is for transformers; this model keeps little anyway.")
         transformer.activation_checkpointing_enable({"use_reentrant": False})
     if training.compile:
+        numerics.never_fall_back_to_eager()
         # The output layer, whose number of places differs from batch to batch, stays outside.
         if isinstance(model, CausalLm):
             model.choose_attention(packed=training.packing is not None, device=model.unigram_log_probs_V.device)

@@ -43,14 +43,16 @@ class Plan:
         return num_steps_done % self.steps_per_epoch == 0
 
     def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
+        order = self._orders.get(epoch)
+        if order is None:
             order = epoch_order(self.seed, epoch, self.num_rows)
             if self.lengths_N is not None:
                 order = group_by_length(order, self.lengths_N, self.batch_size, seed=self.seed, epoch=epoch)
-            for old in [other for other in self._orders if abs(other - epoch) > 1]:
-                self._orders.pop(old, None)
+            for old in list(self._orders):  # other threads change it meanwhile
+                if abs(old - epoch) > 1:
+                    self._orders.pop(old, None)
             self._orders[epoch] = order
-        return self._orders[epoch]
+        return order
 
 
 def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Saving beside the training: a step is held up only while the state is copied; a thread writes the copy."""
 
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 LOWEST_PRIORITY = 19
 
@@ -92,9 +95,11 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown()  # waits for the work; what ended the training is told before what failed here
+        self._thread.shutdown()  # waits for the work
         if error is None:
             self.wait()
+        elif self._pending is not None and (failure := self._pending.exception()) is not None:
+            logger.error("The last checkpoint could not be written either: %s", failure)
 
 
 def _step_back() -> None:

@@ -29,7 +29,7 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result
-from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop
+from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
@@ -176,6 +176,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
         def save(state: State) -> None:
             tracking.settle()
             milestones.save(state)
+            writer.wait()
 
         def reach_milestones(state: State, result: StepResult) -> None:
             if is_scheduled(plan, config.checkpoints, state.step):
@@ -201,9 +202,10 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             ],
             notify=heartbeat.beat,
         )
-    meter.note_rates(throughput.report())
+        rates = throughput.report()  # before the last checkpoint is waited for
+    meter.note_rates(rates)
     if world.is_main:
-        logger.info("%s", throughput.as_text())
+        logger.info("%s", rates_as_text(rates))
     tracker.close()
 
 

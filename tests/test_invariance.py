@@ -35,6 +35,32 @@ def test_a_compiled_model_learns_the_same_within_the_stated_bound(lab: Layout) -
     assert compiled == pytest.approx(losses_with(lab, packing={}), rel=COMPILED_BOUND)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_compiled_model_reads_rows_of_any_length(lab: Layout, architecture: str) -> None:
+    """Of 100 tokens at most, which is no multiple of anything, in batches of two widths."""
+    parameters = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_tokens": 100, "architecture": architecture}
+    model = {"name": "causal_lm", "parameters": parameters}
+    padded, compiled = (
+        losses_of(run(make_config("causal_lm", model=model, training={"epochs": 1, "compile": wanted}), layout=lab).run)
+        for wanted in (False, True)
+    )
+    assert compiled == pytest.approx(padded, rel=COMPILED_BOUND)
+
+
+def test_a_compiled_classifier_learns_the_same_from_batches_filled_up(lab: Layout) -> None:
+    """The epoch's last batch is smaller than the others."""
+    model = {"name": "text_classifier", "parameters": {"dropout": 0.0, "token_dropout": 0.0}}
+    plain, compiled = (
+        losses_of(
+            run(
+                make_config("text_classifier", model=model, training={"batch_size": 48, "compile": wanted}), layout=lab
+            ).run
+        )
+        for wanted in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=COMPILED_BOUND)
+
+
 @pytest.mark.parametrize("data_workers", [0, 4])
 def test_the_number_of_data_workers_changes_no_byte(lab: Layout, data_workers: int) -> None:
     one, other = (

@@ -1,6 +1,7 @@
 """The order of the data and the learning rate: pure functions of where the run is."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,3 +77,11 @@ def test_the_cosine_schedule_falls_from_full_to_its_final_fraction() -> None:
     assert rates[50] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+
+
+def test_threads_far_apart_read_the_same_order() -> None:
+    whole = plan(num_rows=50, batch_size=50, epochs=400)
+    expected = [epoch_order(7, step, 50) for step in range(400)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda step: whole.microbatches(step)[0], range(400)))
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))

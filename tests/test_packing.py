@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nexa_core.errors import UserError
+from nexa_models.attention import DENSE_TOKENS, attend_within
 from nexa_models.causal_lm import CausalLm
-from nexa_models.encoding import Batch, PackedRows, Ragged, Sequences
+from nexa_models.encoding import Batch, PackedRows, Ragged, Sequences, Shapes
 from nexa_models.packing import pack
 from nexa_models.predict import summed_loss
 
@@ -60,7 +61,7 @@ def loss_and_gradients(model: CausalLm, batches: list[Batch]) -> tuple[float, di
     losses = [summed_loss(model(**batch.inputs), batch.targets) for batch in batches]
     torch.stack(losses).sum().backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-    return float(sum(losses)), gradients
+    return float(sum(losses).detach()), gradients
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded", "padded further"])
@@ -76,7 +77,7 @@ def test_loss_and_gradients_are_those_of_one_row_after_the_other(
     elif layout == "padded":
         batch = sequences.batch(ALL)
     else:
-        wide = Sequences(sequences.tokens, sequences.learned, padding_id=0, multiple=64, num_rows=12)
+        wide = Sequences(sequences.tokens, sequences.learned, padding_id=0, shapes=Shapes((64,), 12))
         batch = wide.batch(ALL)
         assert batch.inputs["ids"].shape == (12, 64)
     assert len(batch.targets) == sequences.target_counts_N.sum() == sum(len(each.targets) for each in one_by_one)
@@ -114,6 +115,25 @@ def test_packs_learn_in_bfloat16(model: CausalLm, sequences: Sequences) -> None:
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_documents_attend_in_bfloat16_as_in_float32() -> None:
+    """Short ones through whole products, a long one through the flash kernel, and nothing at the padding."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = (9, DENSE_TOKENS + 5, 1)
+    documents = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor([*lengths, 4]))[None]
+    shape = (1, 2, documents.shape[1], 8)
+    query, key, value, gradient = (torch.randn(shape, generator=draw).bfloat16() for _ in range(4))
+
+    def attended(dtype: torch.dtype) -> list[Tensor]:
+        given = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (query, key, value)]
+        out, _ = attend_within(*given, documents, 0.3)
+        out.backward(gradient.to(dtype))
+        return [out, *(tensor.grad for tensor in given if tensor.grad is not None)]
+
+    for rounded, exact in zip(attended(torch.bfloat16), attended(torch.float32), strict=True):
+        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+        assert not rounded[..., -4:, :].any()
+
+
 def test_the_counts_of_a_pack_are_those_of_its_rows(sequences: Sequences) -> None:
     packed = PackedRows.of(sequences, 20)
     for index in range(len(packed)):
@@ -128,3 +148,12 @@ def test_the_first_token_of_a_row_is_no_target(sequences: Sequences) -> None:
     assert everything.target_counts_N.tolist() == (sequences.tokens.lengths - 1).tolist()
     batch = everything.batch(np.array([6]))
     assert batch.targets.tolist() == sequences.tokens.flat[sequences.tokens.offsets[6] + 1 :][:15].tolist()
+
+
+@pytest.mark.parametrize(("longest", "widths"), [(1, (64,)), (99, (64, 100)), (700, (128, 256, 384, 512, 640, 768))])
+def test_padded_batches_have_few_widths_none_above_the_models(longest: int, widths: tuple[int, ...]) -> None:
+    most = 100 if longest < 100 else 1024
+    shapes = Shapes.few(longest=longest, most=most, num_rows=4)
+    assert shapes.widths == widths
+    assert shapes.of(3, longest) == (4, widths[-1])
+    assert shapes.of(3, 0) == (4, widths[0])

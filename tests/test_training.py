@@ -1,5 +1,6 @@
 """Training: what is learned depends on the config alone, whatever happens to the process."""
 
+import errno
 import json
 import math
 import os
@@ -14,13 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD
 
 from nexa_core.config import RunConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
+from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
-from nexa_core.trackers import read_json_lines
-from nexa_models.checkpoint import load_checkpoint
+from nexa_core.trackers import Trackers, read_json_lines
+from nexa_models.checkpoint import Checkpoint, load_checkpoint
+from nexa_train import milestones
+from nexa_train.hooks import Preemption, Tracking
+from nexa_train.loop import State, StepResult
+from nexa_train.saving import Writer
 from nexa_train.train import run
 from tests.labs import MODELS, make_config, write_config
 
@@ -386,6 +394,40 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint_of_it(l
     for path in only_run(lab).glob("checkpoints/checkpoint_*.pt"):
         assert all(math.isfinite(entry["loss"]) for entry in load_checkpoint(path).history)
     assert not list(lab.run_manifests.glob("*.json"))
+
+
+@pytest.mark.parametrize(("name", "values"), [("loss", (math.nan, 1.0)), ("gradient's norm", (1.0, math.inf))])
+def test_a_number_that_is_none_is_seen_before_the_next_checkpoint_in_a_step_that_is_not_logged(
+    name: str, values: tuple[float, float]
+) -> None:
+    tracking = Tracking(Trackers([]), every_steps=50, progress=Progress("training", total=100, unit="steps"))
+    state = State(nn.Linear(1, 1), SGD([nn.Parameter(torch.zeros(1))], lr=0.1), step=7)
+    loss, gradient_norm = map(torch.tensor, values)
+    tracking(state, StepResult(loss, gradient_norm, 0.1, 1, 1, 0, 0.0))
+    with pytest.raises(GateError, match=f"The {name} became (nan|inf) at step 7"):
+        tracking.settle()
+
+
+def test_a_run_told_to_end_that_cannot_save_does_not_say_that_it_has(
+    lab: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, checkpoint: Checkpoint) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(milestones, "save_checkpoint", fail)
+    monkeypatch.setattr(Preemption, "_is_told", lambda self: True)
+    with pytest.raises(OSError, match="No space left"):
+        run(make_config("mlp"), layout=lab)
+
+
+def test_an_error_is_told_and_so_is_a_checkpoint_that_failed_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(GateError), Writer() as writer:
+        writer.begin(fail)
+        raise GateError("the loss")
+    assert "The last checkpoint could not be written either: [Errno 28] No space left on device" in caplog.text
 
 
 def test_a_new_runs_checkpoints_replace_the_earlier_ones_under_artifacts(lab: Layout) -> None:

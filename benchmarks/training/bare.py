@@ -21,7 +21,7 @@ from nexa_models.attention import DOCUMENTS, register
 PACK_TOKENS = 512
 """The shortest pack that cuts no row: SDPA computes what a block-diagonal mask hides, so its cost grows with the pack."""
 PACKS_PER_STEP = 10
-PACKS_PER_MICROBATCH = 2
+PACKS_PER_MICROBATCH = 5
 
 register()
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from nexa_core.config.training import Training
 from nexa_models.causal_lm import CausalLm
+from nexa_models.numerics import never_fall_back_to_eager
 from nexa_train.distributed.world import World
 
 
@@ -79,6 +80,7 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
 
 def _compile(model: nn.Module, training: Training, device: torch.device) -> None:
     """Compile what is gathered together, so that the gathering stays outside."""
+    never_fall_back_to_eager()
     if isinstance(model, CausalLm):
         model.choose_attention(packed=training.packing is not None, device=device)
     transformer = getattr(model, "transformer", None)
