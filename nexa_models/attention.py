@@ -4,7 +4,7 @@ Registered with transformers under `DOCUMENTS`. It is an operator of its own, so
 with fixed shapes however the documents lie.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -55,14 +55,13 @@ def attend(
 @torch.library.custom_op("nexa::attend_within", mutates_args=())
 def attend_within(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The attention's result, zero at padding, and the logarithm of its denominators for the backward pass."""
-    query, key, value = _by_heads(query, key, value)
-    out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=torch.float32)
+    out, lse = _like(query).zero_(), query.new_zeros(query.shape[:3], dtype=torch.float32)
     for place in _places(documents):
         if _is_dense(query, place):
-            _attend(query[place], key[place], value[place], scale, out=out[place])
+            out[place] = _attend(query[place], key[place], value[place], scale)
         else:
             out[place], lse[place] = _forward(query[place], key[place], value[place], 0.0, True, scale=scale)
-    return _by_tokens(out), lse
+    return out, lse
 
 
 @attend_within.register_fake
@@ -82,19 +81,16 @@ def attend_within_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    gradient, query, key, value, out = _by_heads(gradient, query, key, value, out)
-    gradients = tuple(torch.zeros_like(query) for _ in range(3))
+    gradients = tuple(_like(query).zero_() for _ in range(3))
     for place in _places(documents):
         given = gradient[place], query[place], key[place], value[place]
-        parts = [whole[place] for whole in gradients]
         if _is_dense(query, place):
-            _attend_backward(*given, scale, out=parts)
-            continue
-        found = _backward(*given, out[place], lse[place], 0.0, True, scale=scale)
-        for part, values in zip(parts, found, strict=True):
-            part.copy_(values)
-    of_query, of_key, of_value = map(_by_tokens, gradients)
-    return of_query, of_key, of_value
+            found = _attend_backward(*given, scale)
+        else:
+            found = _backward(*given, out[place], lse[place], 0.0, True, scale=scale)
+        for whole, part in zip(gradients, found, strict=True):
+            whole[place] = part
+    return gradients[0], gradients[1], gradients[2]
 
 
 @attend_within_backward.register_fake
@@ -134,44 +130,39 @@ def _is_dense(query: Tensor, place: Place) -> bool:
     return query.dtype == torch.bfloat16 and place[2].stop - place[2].start <= DENSE_TOKENS
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Tensor) -> None:
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention of one document, (1, heads, tokens, width) each, with all its probabilities at once."""
-    torch.bmm(_probabilities(query, key, scale), value[0], out=out[0])
+    query, key, value = _alone(query, key, value)
+    return torch.bmm(_probabilities(query, key, scale), value)[None]
 
 
 def _attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, *, out: Sequence[Tensor]
-) -> None:
-    of_query, of_key, of_value = (whole[0] for whole in out)
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient, query, key, value = _alone(gradient, query, key, value)
     probabilities = _probabilities(query, key, scale)
-    torch.bmm(probabilities.transpose(1, 2), gradient[0], out=of_value)
-    of_probabilities = torch.bmm(gradient[0], value[0].transpose(1, 2))
+    of_probabilities = torch.bmm(gradient, value.transpose(1, 2))
     of_scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, query.dtype).mul_(scale)
-    torch.bmm(of_scores, key[0], out=of_query)
-    torch.bmm(of_scores.transpose(1, 2), query[0], out=of_key)
+    of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.transpose(1, 2), query)
+    return of_query[None], of_key[None], torch.bmm(probabilities.transpose(1, 2), gradient)[None]
+
+
+def _alone(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """A document's (heads, tokens, width) in memory of its own; otherwise each product would copy them again."""
+    return tuple(tensor[0].contiguous() for tensor in tensors)
 
 
 def _probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """(heads, tokens, tokens): how much each token looks at which."""
-    num_tokens = query.shape[2]
+    num_tokens = query.shape[1]
     hidden = _later(query.dtype)[:num_tokens, :num_tokens]
-    return torch.baddbmm(hidden, query[0], key[0].transpose(1, 2), alpha=scale).softmax(-1)
+    return torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scale).softmax(-1)
 
 
 @cache
 def _later(dtype: torch.dtype) -> Tensor:
     """(tokens, tokens): minus infinity where a key is later than its query, so that it is not looked at."""
     return torch.full((DENSE_TOKENS, DENSE_TOKENS), -torch.inf, dtype=dtype).triu_(1)
-
-
-def _by_heads(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """(rows, heads, tokens, width) that lie in memory as they are written, so that no product copies them again."""
-    return tuple(tensor.contiguous() for tensor in tensors)
-
-
-def _by_tokens(tensor: Tensor) -> Tensor:
-    """The same that lies in memory as (rows, tokens, heads, width)."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _like(query: Tensor) -> Tensor:
