@@ -21,7 +21,13 @@ from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_ops.doctor_distributed import examine_together
 from nexa_train.distributed import node_checks
-from nexa_train.distributed.collectives import check_collectives, find_partner, seeded_product, swap_with
+from nexa_train.distributed.collectives import (
+    check_collectives,
+    find_partner,
+    partners_of,
+    seeded_product,
+    swap_with,
+)
 from nexa_train.distributed.facts import describe_node, driver_version
 from nexa_train.distributed.gpu_errors import memory_errors, xid_errors
 from nexa_train.distributed.health import Check, check_together, name_ranks, share_health
@@ -354,6 +360,16 @@ def test_in_a_tournament_everyone_meets_everyone_once(size: int) -> None:
         assert all(partners[partner] == rank for rank, partner in partners.items() if partner is not None)
         met += [(rank, partner) for rank, partner in partners.items() if partner is not None]
     assert sorted(met) == [(one, other) for one in range(size) for other in range(size) if one != other]
+
+
+def test_the_links_that_are_timed_lead_to_other_nodes_where_there_are_any() -> None:
+    partners = {}
+    for rank in range(8):
+        world = World(rank, 8, rank % 2, 2, node=rank // 2, num_nodes=4)
+        partners[rank] = partners_of(world)
+        assert sorted(partners[rank]) == [other for other in range(8) if other != rank and other % 2 == rank % 2]
+    assert all(partners[found[index]][index] == rank for rank, found in partners.items() for index in range(3))
+    assert partners_of(World(1, 2, 1, 2)) == [0]
 
 
 def test_a_health_record_reads_well_and_says_what_is_bad(tmp_path: Path) -> None:

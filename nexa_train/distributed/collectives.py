@@ -22,15 +22,15 @@ from nexa_train.distributed.world import World
 PRODUCT_SIZE = 512
 PRODUCT_REPEATS = 3
 SUM_BYTES = {"4 KiB": 2**12, "1 MiB": 2**20, "16 MiB": 2**24}
-SWAP_BYTES = 2**22
+SWAP_BYTES = {"cpu": 2**22, "cuda": 2**28}
 MOST_ROUNDS = 3
 """Partners that each rank swaps with: one is enough to be cleared, and a slow rank is slow with all of them."""
 SLOW_FACTOR = 5.0
 """Links of one kind differ by less than two."""
-SLOW_FLOOR_SECONDS = 0.1
-"""Below this a swap of 4 MiB holds no training up, and the median of fast ranks is noise."""
+SLOW_FLOOR_SECONDS = {"cpu": 0.1, "cuda": 0.01}
+"""Below this a swap holds no training up, and the median of fast ranks is noise."""
 SLOW_LIMIT_SECONDS = 5.0
-"""Above this, 7 Mbit/s, a link is broken whatever the others are like: with two ranks there is no other."""
+"""Above this, 7 Mbit/s (of GPUs 0.4 Gbit/s), a link is broken whatever the others are like: with two ranks there is no other."""
 
 Product = Callable[[torch.device], Tensor]
 Swap = Callable[[Tensor, int, timedelta], None]
@@ -73,6 +73,7 @@ def check_collectives(
     report: dict[str, Any] = {"machine": _describe_machine(device), "products": _products(product, device)}
     try:
         if not world.is_alone:
+            report["device_type"] = device.type
             report["sums"] = _time_sums(world, device, timeout)
             report["swap_seconds"] = _time_swaps(world, device, timeout, swap)
     except RuntimeError as error:  # the library's own errors all are
@@ -86,6 +87,16 @@ def check_collectives(
         timeout_seconds=timeout_seconds,
     )
     return [Check(**check) for check in verdict]
+
+
+def partners_of(world: World) -> list[int]:
+    """The ranks that this one swaps with: of other nodes where there are any, so that all links timed are of one kind."""
+    count, number = (world.size, world.rank) if world.num_nodes == 1 else (world.num_nodes, world.node)
+    rounds = range(min(MOST_ROUNDS, count - 1 if count % 2 == 0 else count))
+    found = [find_partner(number, index, count) for index in rounds]
+    if world.num_nodes == 1:
+        return [rank for rank in found if rank is not None]
+    return [node * world.local_size + world.local_rank for node in found if node is not None]
 
 
 def find_partner(rank: int, round_index: int, size: int) -> int | None:
@@ -141,12 +152,9 @@ def _time_sums(world: World, device: torch.device, timeout: timedelta) -> dict[s
 
 def _time_swaps(world: World, device: torch.device, timeout: timedelta, swap: Swap) -> float:
     """Seconds of this rank's fastest swap with any of its partners."""
-    values = torch.zeros(SWAP_BYTES // 4, device=device)
+    values = torch.zeros(SWAP_BYTES[device.type] // 4, device=device)
     seconds = []
-    for round_index in range(min(MOST_ROUNDS, world.size - 1 if world.size % 2 == 0 else world.size)):
-        partner = find_partner(world.rank, round_index, world.size)
-        if partner is None:
-            continue
+    for partner in partners_of(world):
         for _ in range(2):  # the first opens the connection
             began = time.monotonic()
             swap(values, partner, timeout)
@@ -228,14 +236,16 @@ def _sums(reports: Mapping[int, Any]) -> Check:
 def _links(reports: Mapping[int, Any]) -> Check:
     """Each rank's fastest swap against the median of all."""
     best = {rank: report["swap_seconds"] for rank, report in reports.items()}
+    kind = reports[0]["device_type"]
+    size = f"{SWAP_BYTES[kind] // 2**20} MiB"
     median = statistics.median(best.values())
-    limit = min(max(SLOW_FACTOR * median, SLOW_FLOOR_SECONDS), SLOW_LIMIT_SECONDS)
+    limit = min(max(SLOW_FACTOR * median, SLOW_FLOOR_SECONDS[kind]), SLOW_LIMIT_SECONDS)
     slow = {rank: seconds for rank, seconds in best.items() if seconds > limit}
     if not slow:
-        says = f"4 MiB there and back in {median * 1000:.1f} ms, {max(best.values()) * 1000:.1f} on the slowest rank"
+        says = f"{size} there and back in {median * 1000:.1f} ms, {max(best.values()) * 1000:.1f} on the slowest rank"
         return Check("links", True, says)
     said = ", ".join(f"rank {rank} {seconds * 1000:.0f} ms" for rank, seconds in slow.items())
-    says = f"4 MiB there and back took {said}; the median is {median * 1000:.1f} ms and {limit * 1000:.0f} are allowed"
+    says = f"{size} there and back took {said}; the median is {median * 1000:.1f} ms and {limit * 1000:.0f} are allowed"
     return Check("links", False, says, "Look at that node's network cards, cables and other traffic, or leave it out.")
 
 
