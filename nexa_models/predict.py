@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from nexa_models.chat import prompt_ids, stop_ids
 from nexa_models.encoding import IGNORED, Batch, Encoded, Sequences, encode
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import load_tokenizer, special_ids_of, token_bytes
+
+MOST_SLOTS, MOST_TARGETS = 2**16, 2**14
+"""Tokens, padding among them, and learned ones that are looked at together: of 32,000 logits each the latter take 2 GiB."""
 
 CLASSIFICATION_SCHEMA = pa.schema(
     [
@@ -138,13 +142,22 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
-def cut_rows(num_rows: int, batch_size: int) -> list[np.ndarray]:
-    """The row indices of each batch of a split."""
-    return [np.arange(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+def cut_rows(encoded: Encoded, batch_size: int) -> list[np.ndarray]:
+    """The row indices of each batch of a split: `batch_size` of them, or fewer where they are long."""
+    tokens, targets = encoded.token_counts_N.tolist(), encoded.target_counts_N.tolist()
+    starts, longest, num_targets = [0], 0, 0
+    for row in range(len(encoded)):
+        longest, num_targets = max(longest, tokens[row]), num_targets + targets[row]
+        num_rows = row + 1 - starts[-1]
+        is_full = num_rows > batch_size or num_rows * longest > MOST_SLOTS or num_targets > MOST_TARGETS
+        if is_full and num_rows > 1:
+            starts.append(row)
+            longest, num_targets = tokens[row], targets[row]
+    return [np.arange(start, end) for start, end in pairwise([*starts, len(encoded)]) if end > start]
 
 
 def batches(encoded: Encoded, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    for rows in cut_rows(len(encoded), batch_size):
+    for rows in cut_rows(encoded, batch_size):
         yield encoded.batch(rows).to(device)
 
 
@@ -175,7 +188,7 @@ def _predict_text(
     byte_lengths_V = torch.from_numpy(token_bytes(spec)).to(device)
     unigram_V = model.get_buffer("unigram_log_probs_V")
     sums = np.zeros((4, table.num_rows))  # of each row: loss, unigram loss, tokens, bytes
-    for sequences in cut_rows(len(encoded), asked.batch_size):
+    for sequences in cut_rows(encoded, asked.batch_size):
         batch = encoded.batch(sequences).to(device)
         assert batch.target_rows is not None
         rows = encoded.rows_N[sequences][batch.target_rows]

@@ -19,7 +19,7 @@ def validate(
     Batch i goes to process i modulo their number; the sums of the batches are added up in the batches' order.
     """
     model.eval()
-    cut, world = cut_rows(len(encoded), batch_size), group.world
+    cut, world = cut_rows(encoded, batch_size), group.world
     sums = torch.zeros(len(cut), 3, dtype=torch.float64)  # of each batch its loss, right answers and targets
     # Every process makes as many passes as the others: a sharded model's weights are gathered in each.
     num_passes = -(-len(cut) // world.size)

@@ -12,7 +12,7 @@ from nexa_models.attention import DENSE_TOKENS, attend_within
 from nexa_models.causal_lm import CausalLm
 from nexa_models.encoding import Batch, PackedRows, Ragged, Sequences, Shapes
 from nexa_models.packing import pack
-from nexa_models.predict import summed_loss
+from nexa_models.predict import MOST_SLOTS, MOST_TARGETS, cut_rows, summed_loss
 
 ALL = np.arange(9)
 
@@ -157,3 +157,15 @@ def test_padded_batches_have_few_widths_none_above_the_models(longest: int, widt
     assert shapes.widths == widths
     assert shapes.of(3, longest) == (4, widths[-1])
     assert shapes.of(3, 0) == (4, widths[0])
+
+
+def test_rows_that_are_looked_at_are_cut_by_their_number_and_by_their_tokens() -> None:
+    def cut(lengths: list[int], batch_size: int) -> list[list[int]]:
+        tokens = [np.ones(length, dtype=np.int32) for length in lengths]
+        learned = np.ones(sum(lengths), dtype=bool)
+        return [rows.tolist() for rows in cut_rows(Sequences(Ragged.of(tokens), learned, padding_id=0), batch_size)]
+
+    assert cut([], 2) == []
+    assert cut([3, 2, 5], 2) == [[0, 1], [2]]
+    assert cut([MOST_TARGETS // 2 + 1] * 3 + [9], 8) == [[0, 1], [2, 3]]
+    assert cut([MOST_TARGETS * 2, 9, MOST_SLOTS // 2 + 1, 9, 9], 8) == [[0], [1], [2], [3, 4]]

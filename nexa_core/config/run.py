@@ -36,7 +36,7 @@ class Evaluation(Settings):
     split: Annotated[str, Field(pattern="^(val|test)$")] = "test"
     """The split that the final scores are of: test or val."""
     batch_size: Annotated[int, Field(gt=0)] = 256
-    """Rows per forward pass."""
+    """Rows per forward pass; fewer where they are so long that it would take gigabytes."""
     save_predictions: bool = True
     """Write `predictions.parquet`, a row for each evaluated one."""
     generation: Generation | None = None

@@ -58,7 +58,7 @@ def find_heaviest(data: Encoded, plan: Plan) -> list[Microbatch]:
 
 def find_heaviest_looked_at(data: Encoded, batch_size: int) -> list[Batch]:
     """Likewise of the batches of a split that is only looked at; none where it has no rows."""
-    cut = (Microbatch(0, rows) for rows in cut_rows(len(data), batch_size))
+    cut = (Microbatch(0, rows) for rows in cut_rows(data, batch_size))
     return [data.batch(each.rows) for each in _heaviest(data, cut)]
 
 
