@@ -19,7 +19,6 @@ from nexa_models.encoding import Encoded
 from nexa_models.flops import PEAKS
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_ops.forecast.batches import Fill, find_heaviest, find_heaviest_looked_at, measure_fill
-from nexa_ops.forecast.checkpoints import Checkpoints, count_checkpoints, schedule_checkpoints
 from nexa_ops.forecast.mask import Preview, preview
 from nexa_ops.forecast.memory import Memory, estimate, load_what_training_loads, read_process, size_text
 from nexa_ops.forecast.pace import Pace, from_peak, make_pace, time_steps
@@ -33,6 +32,7 @@ from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import arrange, count_microbatches, encode_split, ensure_dataset, make_plan
 from nexa_train.order import Plan
+from nexa_train.room import Checkpoints, count_checkpoints, schedule_checkpoints
 
 LESS_MEMORY = (
     "raise training.gradient_accumulation_steps, set training.activation_checkpointing, or lower training.batch_size, "
@@ -147,7 +147,7 @@ class Preflight:
             lines.append(_line("model", forecast.parameters.as_text()))
             lines.append(_line("steps", forecast.steps.as_text()))
             lines.append(_line("memory", forecast.memory.as_text()))
-            lines.append(_line("checkpoints", forecast.checkpoints.as_text()))
+            lines.append(_line("checkpoints", _checkpoints_text(forecast.checkpoints)))
             unknown = "unknown: name the GPU with --gpu"
             lines.append(_line("time", unknown if forecast.pace is None else forecast.pace.as_text()))
             if forecast.cost_usd is not None:
@@ -247,7 +247,6 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
     plan = make_plan(config, data, encoded["val"], num_microbatches)
     process = read_process()  # as it is when a run builds its model
     fill = measure_fill(data, plan)
-    scheduled = schedule_checkpoints(plan, training.checkpoints)
     traced = trace(
         spec,
         config,
@@ -259,13 +258,13 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
             for split in splits[1:]
             for batch in find_heaviest_looked_at(encoded[split], config.evaluation.batch_size)
         ],
-        saves_midway=len(scheduled) > 1,
+        saves_midway=len(schedule_checkpoints(plan, training)) > 1,
         mean_length=float(encoded["train"].token_counts_N.mean()),
         world=world,
         is_exact=is_exact,
         on_gpu=place.on_gpu,
     )
-    checkpoints = count_checkpoints(plan, training.checkpoints, scheduled, spec, tensor_bytes=traced.checkpoint)
+    checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint)
     memory = estimate(process, traced, on_gpu=place.on_gpu)
     checks = [_check_scored(dataset, config), *_check_room(config, layout, place, memory, checkpoints)]
     fits = not any(check.failed for check in checks)
@@ -347,7 +346,7 @@ def _check_room(
     found = check_node(
         place.world,
         folder=layout.runs / config.experiment,
-        need_bytes=checkpoints.disk_bytes,
+        need_bytes=checkpoints.needed_bytes,
         device=place.device,
         endpoint=None,
         need_memory_bytes=need,
@@ -366,6 +365,11 @@ def _check_memory(place: Place, need: int, here: Check) -> Check:
     sharing = 1 if place.on_gpu else place.world.local_size
     says = f"{size_text(need * sharing)} needed of {size_text(place.memory_bytes)}"
     return Check("memory", need * sharing <= place.memory_bytes, says, do)
+
+
+def _checkpoints_text(found: Checkpoints) -> str:
+    each, most = size_text(found.size_bytes), size_text(found.disk_bytes)
+    return f"{found.written:,} written, {found.kept:,} kept, {each} each, {most} at most"
 
 
 def _line(name: str, text: str) -> str:

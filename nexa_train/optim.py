@@ -35,6 +35,16 @@ def build_optimizer(model: nn.Module, chosen: settings.Optimizer) -> optim.Optim
             )
 
 
+def state_bytes(model: nn.Module, chosen: settings.Optimizer) -> int:
+    """Bytes of all that the optimizer of these weights keeps once it has taken a step."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    match chosen:
+        case settings.Adam() | settings.AdamW():  # two moments, and the number of steps in float32
+            return sum(2 * weight.nbytes + 4 for weight in weights)
+        case settings.Sgd():
+            return sum(weight.nbytes for weight in weights) if chosen.momentum else 0
+
+
 def load_state(optimizer: optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
     """Give the optimizer what another one kept of each weight, by number; its settings stay those it was built with."""
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
@@ -34,12 +32,11 @@ from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
+from nexa_train.room import room_needed
 from nexa_train.saving import Writer
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS_AT_LEAST = 3  # two are kept while the next one is written
 
 
 def utc_now() -> datetime:
@@ -118,11 +115,12 @@ def _run_here(
     job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
     if unfinished is not None:
         job = rejoin(unfinished, job)
+    written_to = None if unfinished is None else unfinished.checkpoints
     with meet(
         world,
         environment=os.environ,
         folder=layout.runs / config.experiment,
-        need_bytes=CHECKPOINTS_AT_LEAST * _checkpoint_bytes(job.model),
+        need_bytes=room_needed(job.plan, config.training, job.spec, job.model, folder=written_to),
         device=device,
         config=config.deciding(exact=exact),
         dataset_fingerprint=job.dataset.fingerprint,
@@ -223,14 +221,6 @@ def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> R
     """The new run's folder, made by the main process."""
     path = str(begin_run(job, now=now()).path) if group.world.is_main else ""
     return RunFolder(Path(group.from_main(path)))
-
-
-def _checkpoint_bytes(model: nn.Module) -> int:
-    """The weights, and two moments of those that learn."""
-    weights = list(model.parameters())
-    return sum(weight.nbytes for weight in weights) + 2 * sum(
-        weight.nbytes for weight in weights if weight.requires_grad
-    )
 
 
 def _with_world_size(config: RunConfig, size: int) -> RunConfig:

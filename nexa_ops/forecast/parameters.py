@@ -48,12 +48,6 @@ def count_parameters(model: nn.Module) -> Parameters:
     return Parameters(total=sum(counts.values()), trained=trained, **counts)
 
 
-def bytes_of(tensors: Any) -> int:
-    """Bytes of the storages behind some tensors, each counted once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested dicts, lists and tuples."""
     match value:

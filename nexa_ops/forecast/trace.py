@@ -20,7 +20,7 @@ from nexa_models.table import build_model
 from nexa_ops.forecast.batches import Microbatch
 from nexa_ops.forecast.heap import replay
 from nexa_ops.forecast.live_bytes import LiveBytes
-from nexa_ops.forecast.parameters import Parameters, bytes_of, count_parameters, tensors_in
+from nexa_ops.forecast.parameters import Parameters, count_parameters, tensors_in
 from nexa_ops.forecast.rehearsal import rehearse
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed, StepData
@@ -28,6 +28,7 @@ from nexa_train.job import check_shardable, made_fast
 from nexa_train.loop import State, StepResult
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
+from nexa_train.room import bytes_of, checkpoint_bytes
 
 CPU = torch.device("cpu")
 MOST_TRACED = 8
@@ -114,7 +115,6 @@ def trace(
             live.phase = "saving"
             saver = saver or _Saver(spec)
             saver.save(state)
-            checkpoint = bytes_of(saver.copies)
             _copies(max(saver.copies, key=_size))  # on its way to the file
             saver.copies.clear()
             live.phase = "reading the result back"
@@ -130,6 +130,7 @@ def trace(
             "peak_memory_bytes in the run's cost.json."
         ) from None
     weights = bytes_of([*model.parameters(), *model.buffers()])
+    checkpoint = checkpoint_bytes(model, spec, config.training.optimizer)
     optimizer = bytes_of(tensors_in(state.optimizer.state_dict()))
     held = weights + optimizer + (checkpoint if midway else 0)
     num_passes = (len(heaviest) + 1) * min(-(-len(plan.microbatches(0)) // world.size), MOST_TRACED)
