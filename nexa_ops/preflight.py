@@ -16,7 +16,7 @@ from nexa_data import manifests
 from nexa_data.datasets import Dataset
 from nexa_models import numerics
 from nexa_models.encoding import Encoded
-from nexa_models.flops import PEAKS
+from nexa_models.flops import PEAKS, mean_length
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_ops.forecast.batches import Fill, find_heaviest, find_heaviest_looked_at, measure_fill
 from nexa_ops.forecast.mask import Preview, preview
@@ -259,7 +259,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
             for batch in find_heaviest_looked_at(encoded[split], config.evaluation.batch_size)
         ],
         saves_midway=len(schedule_checkpoints(plan, training)) > 1,
-        mean_length=float(encoded["train"].token_counts_N.mean()),
+        mean_length=mean_length(encoded["train"].token_counts_N),
         world=world,
         is_exact=is_exact,
         on_gpu=place.on_gpu,

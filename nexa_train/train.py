@@ -17,7 +17,8 @@ from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
-from nexa_models.flops import peak_flops, training_flops_per_token
+from nexa_models.encoding import PackedRows
+from nexa_models.flops import mean_length, peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
 from nexa_train.distributed.group import Group
@@ -165,7 +166,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
         contextlib.ExitStack() as first_step,
     ):
         first_step.enter_context(heartbeat.phase("the first step, which may compile"))
-        throughput = _measure(job, meter)
+        throughput = _measure(job, meter, world)
         milestones = Milestones(
             job, folder.checkpoints, group=group, tracker=tracker, meter=meter, writer=writer, pause=throughput.pause
         )
@@ -207,13 +208,14 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
     tracker.close()
 
 
-def _measure(job: Job, meter: CostMeter) -> Throughput:
-    counts_N = job.train_data.token_counts_N
-    mean_length = float(counts_N.mean()) if len(counts_N) else 0.0
+def _measure(job: Job, meter: CostMeter, world: World) -> Throughput:
+    """Counts the tokens of all processes, held against the peak of all their devices."""
+    data = job.train_data
+    sequences = data.sequences if isinstance(data, PackedRows) else data  # a token of a pack attends to its own row
     return Throughput(
         meter,
-        flops_per_token=training_flops_per_token(job.model, mean_length=mean_length),
-        peak_flops=peak_flops(job.device, job.config.training.precision),
+        flops_per_token=training_flops_per_token(job.model, mean_length=mean_length(sequences.token_counts_N)),
+        peak_flops=peak_flops(job.device, job.config.training.precision, num_devices=world.size),
     )
 
 
