@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from nexa_models.encoding import Batch, Encoded
+from nexa_models.encoding import Batch, Encoded, PackedRows, Sequences
 from nexa_train.order import Plan
 
 STEPS_AHEAD = 2  # for each thread
@@ -24,6 +25,7 @@ class StepData:
     num_microbatches: int
     """Of all processes."""
     num_rows: int
+    """Of the dataset, in all microbatches; one that goes on in further sequences counts with its first."""
     num_targets: int
     """In all microbatches: what the summed loss is divided by."""
     num_tokens: int
@@ -69,12 +71,27 @@ class Feed:
             step=step,
             batches=batches,
             num_microbatches=len(microbatches),
-            num_rows=sum(map(len, microbatches)),
+            num_rows=sum(int(self._begun_N[rows].sum()) for rows in microbatches),
             num_targets=sum(int(self.data.target_counts_N[rows].sum()) for rows in microbatches),
             num_tokens=sum(int(self.data.token_counts_N[rows].sum()) for rows in microbatches),
             filler=self._batch(microbatches[0]) if is_short else None,
         )
 
+    @cached_property
+    def _begun_N(self) -> np.ndarray:
+        return count_begun(self.data)
+
     def _batch(self, rows: np.ndarray) -> Batch:
         batch = self.data.batch(rows)
         return batch.pinned() if self.device.type == "cuda" else batch
+
+
+def count_begun(data: Encoded) -> np.ndarray:
+    """Rows of the dataset that begin in each of what is learned from: several in a pack, in a document's further parts none."""
+    if isinstance(data, PackedRows):
+        packs = np.repeat(np.arange(len(data)), data.packs.lengths)
+        return np.bincount(packs, weights=count_begun(data.sequences)[data.packs.flat], minlength=len(data))
+    begun_N = np.ones(len(data))
+    if isinstance(data, Sequences):
+        begun_N[1:] = data.rows_N[1:] != data.rows_N[:-1]
+    return begun_N

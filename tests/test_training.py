@@ -24,6 +24,7 @@ from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import Trackers, read_json_lines
+from nexa_data.datasets import open_dataset
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_train import milestones
 from nexa_train.hooks import Preemption, Tracking
@@ -449,6 +450,22 @@ def test_a_finished_run_leaves_everything_the_contract_names(lab: Layout) -> Non
         assert (lab.root / path).exists()
     assert len(lineage["outputs"]) == 4
     assert json.loads(result.run.cost.read_text())["attempts"][0]["num_rows"] == 2 * 1455
+
+
+@pytest.mark.parametrize("packing", [None, {}])
+@pytest.mark.parametrize("dataset", ["pairs", "documents"])
+def test_rows_of_the_dataset_are_counted_whatever_they_are_cut_and_packed_into(
+    lab: Layout, dataset: str, packing: dict[str, Any] | None
+) -> None:
+    parameters = {**MODELS["causal_lm"]["parameters"], "max_tokens": 24}  # documents are longer
+    config = make_config(
+        "causal_lm",
+        data={"dataset": dataset},
+        model={"parameters": parameters},
+        training={"packing": packing, "batch_size": 16},
+    )
+    cost = json.loads(run(config, layout=lab).run.cost.read_text())
+    assert cost["attempts"][0]["num_rows"] == 2 * open_dataset(lab, dataset, "v1").read_split("train").num_rows
 
 
 def test_predictions_are_left_out_when_not_wanted(lab: Layout) -> None:
