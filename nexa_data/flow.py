@@ -79,7 +79,7 @@ def _document_table(row: CanonicalRow, output: PretrainOutput, tables: Tables) -
 
 
 def _left_out(raw: RawRow, reason: str, detail: str = "") -> BadRow:
-    return BadRow(raw.file, raw.line, reason, excerpt(raw.values), detail)
+    return BadRow(raw.file, raw.line, reason, excerpt(raw.values), detail, raw.offset)
 
 
 class Pace:

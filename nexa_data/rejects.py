@@ -22,14 +22,16 @@ class Rejects:
 
     def add(self, step: str, row: BadRow) -> None:
         self.reasons[step][row.reason] += 1
-        reason = f"{row.reason}: {row.detail}" if row.detail else row.reason
-        self._file.write(durable.json_line({"file": row.file, "line": row.line, "reason": reason, "raw": row.raw}))
+        self._write(row, f"{row.reason}: {row.detail}" if row.detail else row.reason)
 
     def add_duplicate(self, row: BadRow, row_id: str) -> None:
         """Write down a repeated row, which is left out and is nothing bad."""
         self.reasons["deduplicate"]["duplicate"] += 1
-        reason = f"duplicate of {row_id}"
-        self._file.write(durable.json_line({"file": row.file, "line": row.line, "reason": reason, "raw": row.raw}))
+        self._write(row, f"duplicate of {row_id}")
+
+    def _write(self, row: BadRow, reason: str) -> None:
+        place = {"file": row.file, "line": row.line, "offset": row.offset}
+        self._file.write(durable.json_line({**place, "reason": reason, "raw": row.raw}))
 
     def num_in(self, step: str) -> int:
         return self.reasons[step].total()

@@ -100,7 +100,12 @@ def test_the_manifest_records_files_steps_sources_and_labels(tmp_path):
     assert manifest["parents"] == []
     assert sum(record["rows"] for record in manifest["splits"].values()) == 200
     row_id = hashlib.sha256(b"text 13 text number 0label 1 0").hexdigest()[:16]
-    assert rejects_of(tmp_path) == [
+    rejects = rejects_of(tmp_path)
+    raw = (tmp_path / "data" / "raw" / "rows.jsonl").read_bytes()
+    assert [raw[reject.pop("offset") :].splitlines()[0].decode() for reject in rejects] == [
+        reject["raw"] for reject in rejects
+    ]
+    assert rejects == [
         {"file": "data/raw/rows.jsonl", "line": 201, "reason": "not JSON: Expecting value at column 1", "raw": "not JSON"},
         {"file": "data/raw/rows.jsonl", "line": 202, "reason": "empty text", "raw": '{"text": " ", "label": 1}'},
         {

@@ -214,6 +214,37 @@ def test_a_line_of_enormous_length_is_a_bad_row_and_not_a_full_memory(tmp_path, 
     assert [(row.line, row.reason) for row in bad] == [(2, "line too long")]
 
 
+DIRT = [
+    b'{"a": 1}',
+    b'{"a": "\xff"}',
+    b"",
+    b"   ",
+    b"{}",
+    b"[1]",
+    b'{"a": "\0"}',
+    b'{"a": "' + b"x" * 150 + b'"}',
+    b'{"a": 1}\r',
+]
+
+
+@given(st.lists(st.sampled_from(DIRT), min_size=1, max_size=12), st.booleans(), st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_every_row_lies_at_its_offset_whatever_lies_before_it(
+    tmp_path_factory, pieces, has_mark, is_packed, ends_with_a_line_end
+):
+    folder = tmp_path_factory.mktemp("dirt")
+    content = b"\xef\xbb\xbf" * has_mark + b"\n".join(pieces) + b"\n" * ends_with_a_line_end
+    write(folder, "x.jsonl.gz" if is_packed else "x.jsonl", gzip.compress(content) if is_packed else content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "MAX_LINE_BYTES", 100)
+        good, bad = read(folder)
+    for row in [*good, *(row for row in bad if row.line is not None)]:
+        assert content[row.offset :].split(b"\n")[0] == pieces[row.line - 1]
+    assert {row.line for row in good} == {
+        number for number, piece in enumerate(pieces, 1) if piece in (DIRT[0], DIRT[-1])
+    }
+
+
 def test_the_excerpt_of_a_bad_row_is_short_valid_unicode(tmp_path):
     write(tmp_path, "x.jsonl", b'{"a": "\xff' + b"x" * 5000 + b"\n")
     _, bad = read(tmp_path)

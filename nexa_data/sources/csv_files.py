@@ -19,6 +19,7 @@ class Record(NamedTuple):
     """The fields of one row; a row that is bad has a `problem`."""
 
     line: int
+    offset: int
     fields: list[str]
     raw: str
     problem: str = ""
@@ -64,13 +65,14 @@ def _columns(header: Record, given: list[str], file: str) -> list[str]:
 
 def _row(record: Record, columns: list[str], file: str) -> Row:
     if record.problem:
-        return BadRow(file, record.line, record.problem, excerpt(record.raw), record.detail)
+        return BadRow(file, record.line, record.problem, excerpt(record.raw), record.detail, record.offset)
     if len(record.fields) == len(columns) and any(record.fields):
-        return RawRow(file, record.line, dict(zip(columns, record.fields, strict=True)))
+        return RawRow(file, record.line, dict(zip(columns, record.fields, strict=True)), record.offset)
     if not any(field.strip() for field in record.fields):
-        return BadRow(file, record.line, BLANK, excerpt(record.raw))
+        return BadRow(file, record.line, BLANK, excerpt(record.raw), offset=record.offset)
     reason = "too few fields" if len(record.fields) < len(columns) else "too many fields"
-    return BadRow(file, record.line, reason, excerpt(record.raw), f"{len(record.fields)} instead of {len(columns)}")
+    detail = f"{len(record.fields)} instead of {len(columns)}"
+    return BadRow(file, record.line, reason, excerpt(record.raw), detail, record.offset)
 
 
 class RecordLines:
@@ -117,7 +119,7 @@ def _records(source: RecordLines, delimiter: str) -> Iterator[Record]:
         except csv.Error as error:
             reason = _reason(error, len(source.taken))
             first = source.return_all_but_first()
-            yield Record(first.number, [], first.text, first.problem or reason, first.detail)
+            yield Record(first.number, first.offset, [], first.text, first.problem or reason, first.detail)
             reader = csv.reader(source, delimiter=delimiter, strict=True)
             continue
         yield _record(fields, source.taken)
@@ -127,8 +129,8 @@ def _record(fields: list[str], taken: list[Line]) -> Record:
     raw = taken[0].text if len(taken) == 1 else "".join(line.text for line in taken)
     for line in taken:
         if line.problem:
-            return Record(taken[0].number, fields, raw, line.problem, line.detail)
-    return Record(taken[0].number, fields, raw)
+            return Record(taken[0].number, taken[0].offset, fields, raw, line.problem, line.detail)
+    return Record(taken[0].number, taken[0].offset, fields, raw)
 
 
 def _reason(error: csv.Error, num_lines: int) -> str:

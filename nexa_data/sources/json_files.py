@@ -17,15 +17,15 @@ def read_json_lines(path: Path, file: str) -> Iterator[Row]:
 
 def _row(line: Line, file: str) -> Row:
     if line.problem:
-        return BadRow(file, line.number, line.problem, excerpt(line.text.strip()), line.detail)
+        return BadRow(file, line.number, line.problem, excerpt(line.text.strip()), line.detail, line.offset)
     text = line.text.strip()
     if not text:
-        return BadRow(file, line.number, BLANK)
+        return BadRow(file, line.number, BLANK, offset=line.offset)
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        return BadRow(file, line.number, "not JSON", excerpt(text), _what(error))
-    return _object(value, line.number, file)
+        return BadRow(file, line.number, "not JSON", excerpt(text), _what(error), line.offset)
+    return _object(value, file, line.number, line.offset)
 
 
 def read_json(path: Path, file: str, settings: JsonFormat) -> Iterator[Row]:
@@ -44,7 +44,7 @@ def read_json(path: Path, file: str, settings: JsonFormat) -> Iterator[Row]:
         raise UnreadableError(f"not JSON: {_what(error)}") from None
     records = _list_of_records(document, settings.records)
     for number, value in enumerate(records, 1):
-        yield _object(value, number, file)
+        yield _object(value, file, number)
 
 
 def parse(text: str) -> Any:
@@ -65,10 +65,10 @@ def _list_of_records(document: Any, key: str | None) -> list[Any]:
     return records
 
 
-def _object(value: Any, number: int, file: str) -> Row:
+def _object(value: Any, file: str, number: int, offset: int | None = None) -> Row:
     if isinstance(value, dict):
-        return RawRow(file, number, value) if value else BadRow(file, number, BLANK, "{}")
-    return BadRow(file, number, "not a JSON object", excerpt(value), f"a {type(value).__name__}")
+        return RawRow(file, number, value, offset) if value else BadRow(file, number, BLANK, "{}", offset=offset)
+    return BadRow(file, number, "not a JSON object", excerpt(value), f"a {type(value).__name__}", offset)
 
 
 def _what(error: Exception) -> str:

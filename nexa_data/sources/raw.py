@@ -10,11 +10,15 @@ UNREADABLE = "unreadable file"
 
 
 class RawRow(NamedTuple):
-    """A row as the source has it; `line` counts from 1, and is the row's number where a format has no lines."""
+    """A row as the source has it; `line` counts from 1, and is the row's number where a format has no lines.
+
+    `offset` is the byte of the file, unpacked, at which the row begins; None where a format has no lines.
+    """
 
     file: str
     line: int
     values: dict[str, Any]
+    offset: int | None = None
 
 
 class BadRow(NamedTuple):
@@ -28,6 +32,7 @@ class BadRow(NamedTuple):
     reason: str
     raw: str = ""
     detail: str = ""
+    offset: int | None = None
 
 
 Row = RawRow | BadRow

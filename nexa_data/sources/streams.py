@@ -23,6 +23,8 @@ class Line(NamedTuple):
     """One line with its end; of a bad line `problem` says what is wrong and `text` is only fit to be shown."""
 
     number: int
+    offset: int
+    """In bytes, of the unpacked file."""
     text: str
     problem: str = ""
     detail: str = ""
@@ -45,30 +47,40 @@ def lines(path: Path) -> Iterator[Line]:
         UnreadableError: the file is UTF-16.
     """
     with open_bytes(path) as file:
-        data = file.readline(MAX_LINE_BYTES)
-        if data.startswith(UTF16_MARKS):
-            raise UnreadableError("the file is UTF-16; convert it to UTF-8")
-        data = data.removeprefix(UTF8_MARK) or file.readline(MAX_LINE_BYTES)
-        number = 0
-        while data:
-            number += 1
-            yield _line(number, data, file)
-            data = file.readline(MAX_LINE_BYTES)
+        number = offset = 0
+        while data := file.readline(MAX_LINE_BYTES):
+            if offset == 0 and data.startswith(UTF16_MARKS):
+                raise UnreadableError("the file is UTF-16; convert it to UTF-8")
+            num_read, is_cut = len(data), len(data) == MAX_LINE_BYTES and not data.endswith(b"\n")
+            num_marked = len(UTF8_MARK) if offset == 0 and data.startswith(UTF8_MARK) else 0
+            if num_read > num_marked:
+                number += 1
+                yield _line(number, offset + num_marked, data[num_marked:], is_cut=is_cut)
+            offset += num_read + (_skip_line(file) if is_cut else 0)
 
 
-def _line(number: int, data: bytes, file: BinaryIO) -> Line:
-    if len(data) == MAX_LINE_BYTES and not data.endswith(b"\n"):
-        while rest := file.readline(MAX_LINE_BYTES):
-            if rest.endswith(b"\n"):
-                break
-        return Line(number, _shown(data[:1000]) + "\n", "line too long", f"more than {MAX_LINE_BYTES} bytes")
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of a line; returns how many bytes that were."""
+    skipped = 0
+    while rest := file.readline(MAX_LINE_BYTES):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _line(number: int, offset: int, data: bytes, *, is_cut: bool) -> Line:
+    if is_cut:
+        return Line(number, offset, _shown(data[:1000]) + "\n", "line too long", f"more than {MAX_LINE_BYTES} bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Line(number, _shown(data), "not UTF-8", f"byte 0x{data[error.start]:02x} at byte {error.start + 1}")
+        return Line(
+            number, offset, _shown(data), "not UTF-8", f"byte 0x{data[error.start]:02x} at byte {error.start + 1}"
+        )
     if "\0" in text:
-        return Line(number, text, "NUL byte", f"at character {text.index(chr(0)) + 1}")
-    return Line(number, text)
+        return Line(number, offset, text, "NUL byte", f"at character {text.index(chr(0)) + 1}")
+    return Line(number, offset, text)
 
 
 def _shown(data: bytes) -> str:

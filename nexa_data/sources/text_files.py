@@ -32,5 +32,5 @@ def _row(piece: list[Line], file: str) -> Row:
     text = "".join(line.text for line in piece).replace("\r\n", "\n").rstrip("\n")
     for line in piece:
         if line.problem:
-            return BadRow(file, line.number, line.problem, excerpt(text), line.detail)
-    return RawRow(file, piece[0].number, {"text": text})
+            return BadRow(file, line.number, line.problem, excerpt(text), line.detail, line.offset)
+    return RawRow(file, piece[0].number, {"text": text}, piece[0].offset)
