@@ -3,12 +3,16 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from nexa_core import durable
 from nexa_core.config.training import Checkpoints
-from nexa_models.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint
-from nexa_models.sharded import SUFFIX, check_files, is_sharded, open_checkpoint, read_about
+from nexa_core.errors import UserError
+from nexa_models.checkpoint import Checkpoint
+from nexa_models.sharded import SUFFIX, check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_train.distributed.group import Group
 from nexa_train.order import Plan
 
@@ -35,24 +39,29 @@ def list_checkpoints(folder: Path, steps_per_epoch: int) -> list[tuple[int, Path
     return sorted(found.items())
 
 
-def newest_checkpoint(folder: Path, steps_per_epoch: int) -> Checkpoint | None:
-    """The newest checkpoint whose digest holds; each damaged one before it is reported. None when none is left."""
-    for _, path in reversed(list_checkpoints(folder, steps_per_epoch)):
-        try:
-            return open_checkpoint(path)
-        except DamagedCheckpoint as error:
-            _report(error)
-    return None
+def newest_checkpoint(
+    folder: Path, steps_per_epoch: int, group: Group, *, in_parts: bool = False
+) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint whose digest holds, and its path; None when none is left.
 
+    The main process chooses, and all have to find the same content there. Each damaged one is reported and passed over.
 
-def newest_of_group(folder: Path, steps_per_epoch: int, group: Group) -> Path | None:
-    """Likewise its path, the processes sharing the work: each verifies some of a folder's files."""
-    for _, path in reversed(list_checkpoints(folder, steps_per_epoch)):
-        damage = _find_damage(path, group)
-        if damage is not None:
-            _report(damage)
-        if not group.begin_any(damage is not None).wait():
-            return path
+    Args:
+        in_parts: of a folder the processes share the verification, and its tensors are not read.
+
+    Raises:
+        NodeError: on every process alike: one cannot read what the main one chose, or finds something else there.
+    """
+    names = group.from_main([path.name for _, path in reversed(list_checkpoints(folder, steps_per_epoch))])
+    for path in (folder / name for name in names):
+        found = _look_at(path, group, in_parts=in_parts)
+        chosen = group.from_main(found.digest)
+        group.require_of_all("" if chosen in ("", found.digest) else _say_difference(path, found, chosen))
+        if found.damage:
+            logger.warning("%s Falling back to the checkpoint before it.", found.damage)
+        if not group.begin_any(bool(found.damage)).wait():
+            assert found.checkpoint is not None
+            return path, found.checkpoint
     return None
 
 
@@ -95,16 +104,37 @@ def prune_checkpoints(
             durable.remove(path.with_suffix(".pt"))
 
 
-def _find_damage(path: Path, group: Group) -> DamagedCheckpoint | None:
+@dataclass(frozen=True)
+class _Found:
+    """What one process finds at a path."""
+
+    checkpoint: Checkpoint | None = None
+    digest: str = ""
+    """As it was written with the checkpoint; empty where that cannot be read."""
+    damage: str = ""
+
+
+def _look_at(path: Path, group: Group, *, in_parts: bool) -> _Found:
+    digest = ""
     try:
-        if is_sharded(path):
-            check_files(path, read_about(path), share=group.world.rank, num_shares=group.world.size)
-        else:
-            load_checkpoint(path)
-    except DamagedCheckpoint as error:
-        return error
-    return None
+        if in_parts and is_sharded(path):
+            about, digest = read_about(path), digest_of(path)
+            check_files(path, about, share=group.world.rank, num_shares=group.world.size)
+            return _Found(open_checkpoint(path, tensors=False), digest)
+        checkpoint = open_checkpoint(path)
+        return _Found(checkpoint, digest_of(path) if is_sharded(path) else _recorded_digest(path))
+    except UserError as error:  # damaged, or not there
+        return _Found(None, digest, str(error))
 
 
-def _report(damage: DamagedCheckpoint) -> None:
-    logger.warning("%s Falling back to the checkpoint before it.", damage)
+def _recorded_digest(path: Path) -> str:
+    """The digest in a verified checkpoint file; its tensors are mapped and not read."""
+    return str(torch.load(path, mmap=True, map_location="cpu", weights_only=True)["digest"])
+
+
+def _say_difference(path: Path, found: _Found, chosen: str) -> str:
+    what = found.damage or f"{path} has the digest {found.digest[:12]} here and {chosen[:12]} on rank 0."
+    return (
+        f"{what} Rank 0 continues at its own {path.name}, and all have to: let every node share one laboratory folder "
+        "(NEXA_ROOT), or look at that node's disk, mount and memory; then start again."
+    )

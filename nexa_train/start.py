@@ -1,9 +1,12 @@
 """The beginning of a run: the folder it is written to, and the state it starts or continues from."""
 
 import logging
+import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -15,16 +18,20 @@ from nexa_core.errors import UserError
 from nexa_core.lineage import read_lineage, write_lineage
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run, list_runs
+from nexa_models.checkpoint import Checkpoint
 from nexa_models.lora import load_state
 from nexa_models.sharded import SUFFIX, is_sharded, open_checkpoint
 from nexa_models.table import load_pretrained
 from nexa_train import optim
-from nexa_train.checkpoints import checkpoint_name, newest_checkpoint, newest_of_group
+from nexa_train.checkpoints import checkpoint_name, newest_checkpoint
 from nexa_train.distributed.group import Group
 from nexa_train.job import Job
 from nexa_train.loop import State
 
 logger = logging.getLogger(__name__)
+
+SEEN_SECONDS = 30.0
+"""How long a network's file system may take to show one node what another wrote."""
 
 
 def find_run_of(config: RunConfig, layout: Layout, *, finished: bool, exact: bool) -> RunFolder | None:
@@ -82,18 +89,55 @@ def begun_threads(run: RunFolder) -> int | None:
     return None if lineage is None else lineage["inputs"]["numerics"].get("num_threads")
 
 
+def shared_facts(job: Job, run: RunFolder | None) -> dict[str, str]:
+    """What all processes have to find alike beside the settings and the dataset, by name.
+
+    Args:
+        run: the one to continue.
+    """
+    facts = {"run": "a new one" if run is None else run.run_id}
+    if job.is_exact:
+        facts["threads"] = str(job.inputs["numerics"]["num_threads"])
+    if "begun_at" in job.inputs:
+        facts["source"] = job.inputs["begun_at"]
+    return facts | {f"pretrained {name}": digest for name, digest in job.inputs.get("pretrained", {}).items()}
+
+
+def require_shared(run: RunFolder, group: Group, *, wait_seconds: float = SEEN_SECONDS) -> None:
+    """Raises NodeError on every process when one does not see what the main one writes to the run's folder."""
+    if group.world.is_alone:
+        return
+    sign = run.path / group.from_main(f".seen_{uuid4().hex}{durable.TEMPORARY_SUFFIX}")
+    if group.world.is_main:
+        durable.write_text(sign, "")
+    group.wait_for_all()
+    group.require_of_all(
+        ""
+        if _appears(sign, wait_seconds)
+        else f"does not see what rank 0 writes to {run.path}. Let every node share one laboratory folder (NEXA_ROOT)."
+    )
+    if group.world.is_main:
+        durable.remove(sign)
+
+
 def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
-    """The state of the run's newest verified checkpoint, after clearing away what a killed writer left; or a fresh one."""
+    """The state of the run's newest verified checkpoint, after clearing away what a killed writer left; or a fresh one.
+
+    Raises:
+        NodeError: on every process alike: they do not share the run's folder, or do not find the same checkpoint in it.
+    """
     if group.world.is_main:
         durable.remove_partial_files(run.path)
     group.wait_for_all()
+    require_shared(run, group)
+    found = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch, group, in_parts=job.is_sharded)
     if job.is_sharded:
-        return _restore_shards(job, run, group)
+        return _restore_shards(job, found, group)
     state = State(job.model, optim.build_optimizer(job.model, job.config.training.optimizer))
-    checkpoint = newest_checkpoint(run.checkpoints, job.plan.steps_per_epoch)
-    if checkpoint is None:
+    if found is None:
         load_pretrained(state.model, job.spec)
     else:
+        _, checkpoint = found
         load_state(state.model, job.spec, checkpoint.model)
         optim.load_state(state.optimizer, checkpoint.optimizer["state"])
         state.step, state.history = checkpoint.step, list(checkpoint.history)
@@ -101,14 +145,22 @@ def restore_state(job: Job, run: RunFolder, *, group: Group) -> State:
     return state
 
 
-def _restore_shards(job: Job, run: RunFolder, group: Group) -> State:
+def _appears(path: Path, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _restore_shards(job: Job, found: tuple[Path, Checkpoint] | None, group: Group) -> State:
     """Likewise with the model cut into shards: what is whole goes into it before, and parts go into its parts."""
     from nexa_train.distributed.sharding import shard  # takes seconds to load
     from nexa_train.distributed.shards import load_whole_optimizer, read_shards
 
-    path = newest_of_group(run.checkpoints, job.plan.steps_per_epoch, group)
+    path, checkpoint = (None, None) if found is None else found
     in_parts = path is not None and is_sharded(path)
-    checkpoint = None if path is None else open_checkpoint(path, tensors=not in_parts)
     if checkpoint is None or (in_parts and job.spec.lora is not None):  # a checkpoint of adapters has no base
         load_pretrained(job.model, job.spec)
     if checkpoint is not None and not in_parts:

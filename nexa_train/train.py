@@ -23,7 +23,7 @@ from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
 from nexa_train.distributed.group import Group
 from nexa_train.distributed.launch import launch
-from nexa_train.distributed.meeting import Meeting, meet
+from nexa_train.distributed.meeting import Meeting, compare, meet
 from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
@@ -35,7 +35,7 @@ from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
 from nexa_train.room import room_needed
 from nexa_train.saving import Writer
-from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state
+from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state, shared_facts
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ def _run_here(
     exact = config.training.distributed.is_exact(device.type)
     unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
     if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
+        _compare_finished(finished, config, world)
         logger.info("run %s of this config is finished already; there is nothing to resume", finished.run_id)
         return read_result(layout, finished)
     refuse_missing_trackers(os.environ)
@@ -125,10 +126,17 @@ def _run_here(
         device=device,
         config=config.deciding(exact=exact),
         dataset_fingerprint=job.dataset.fingerprint,
+        facts=shared_facts(job, unfinished),
         timeout_seconds=config.training.distributed.timeout_seconds,
     ) as meeting:
         folder = unfinished or _begin_together(meeting.group, job, now=now)
         return _run_in(meeting, folder, job, config_path=config_path, now=now)
+
+
+def _compare_finished(finished: RunFolder, config: RunConfig, world: World) -> None:
+    """Raises NodeError on every process when some have not found this run finished."""
+    facts = {"run": f"{finished.run_id}, which is finished"}
+    compare(world, facts, environment=os.environ, timeout_seconds=config.training.distributed.timeout_seconds)
 
 
 def _run_in(

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,19 +14,25 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 
 from nexa_core.config import RunConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
 from nexa_core.trackers import read_json_lines
-from nexa_models.checkpoint import load_checkpoint
+from nexa_models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nexa_models.encoding import Batch
-from nexa_train.distributed.group import Group
+from nexa_models.spec import ModelSpec
+from nexa_train.checkpoints import newest_checkpoint
+from nexa_train.distributed.group import Group, join
 from nexa_train.distributed.strategies import Exact, sum_strided
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import StepData
+from nexa_train.start import require_shared
 from nexa_train.train import run
 from tests.labs import make_config, write_config
+from tests.ranks import Ranks, free_port
 from tests.test_training import files_of, only_run
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_ddp.sh"
@@ -74,6 +79,122 @@ def worker_of_rank(launcher: int, rank: int) -> int:
         if f"RANK={rank}".encode() in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0"):
             return int(worker)
     raise AssertionError(f"no worker of rank {rank}")
+
+
+# One run and one checkpoint for all
+
+
+def step_checkpoints(folder: Path, *, weight: float = 0.0) -> Path:
+    """A folder with the checkpoints of steps 1 and 2; returns the newest."""
+    spec = ModelSpec({"name": "mlp"}, "features", (), None, None)
+    for step in (1, 2):
+        path = folder / f"checkpoint_step{step}.pt"
+        save_checkpoint(path, Checkpoint({}, spec, {}, "", step, (), {"weight": torch.tensor(weight)}, {}))
+    return path
+
+
+def find_newest(world: World, store: Store, folders: list[Path]) -> None:
+    with join(world, store=store, device=torch.device("cpu")) as group:
+        found = newest_checkpoint(folders[world.rank], 10, group)
+        assert found is not None
+        print(f"step {found[1].step}")
+        group.wait_for_all()
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("damaged", "checkpoint_step2.pt is damaged"),
+        ("gone", "No checkpoint"),
+        ("another", "checkpoint_step2.pt has the digest"),
+    ],
+)
+def test_a_process_that_does_not_find_rank_0s_checkpoint_is_named_and_none_goes_on(
+    tmp_path: Path, fault: str, says: str
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    step_checkpoints(folders[0])
+    newest = step_checkpoints(folders[1], weight=float(fault == "another"))
+    if fault == "damaged":
+        damage(newest)
+    if fault == "gone":
+        newest.unlink()
+    with Ranks(tmp_path, find_newest, folders) as ranks:
+        assert ranks.wait() == {0: 4, 1: 4}
+        said = ranks.said(0)
+        assert said == ranks.said(1)
+    assert said.startswith("error: rank 1 of 2 (node 0): ")
+    assert says in said
+    assert "Rank 0 continues at its own checkpoint_step2.pt" in said
+
+
+def test_all_processes_fall_back_together_where_rank_0s_newest_checkpoint_is_damaged(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    damage(step_checkpoints(folders[0]))
+    step_checkpoints(folders[1])
+    with Ranks(tmp_path, find_newest, folders) as ranks:
+        assert ranks.wait() == {0: 0, 1: 0}
+        assert ranks.said(1).endswith("step 1\n")
+
+
+def share(world: World, store: Store, folders: list[Path]) -> None:
+    with join(world, store=store, device=torch.device("cpu")) as group:
+        require_shared(RunFolder(folders[world.rank % len(folders)]), group, wait_seconds=0.2)
+        group.wait_for_all()
+
+
+def test_a_process_that_does_not_see_the_run_folder_of_rank_0_is_named(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    with Ranks(tmp_path, share, folders[:1]) as ranks:
+        assert ranks.wait() == {0: 0, 1: 0}
+    assert not list(folders[0].iterdir())
+    with Ranks(tmp_path, share, folders) as ranks:
+        assert ranks.wait() == {0: 4, 1: 4}
+        says = f"error: rank 1 of 2 (node 0): does not see what rank 0 writes to {folders[1]}. Let every node share"
+        assert says in ranks.said(0)
+
+
+def start_rank(rank: int, port: int, lab: Layout, tmp_path: Path, config: RunConfig) -> subprocess.Popen[str]:
+    """`train` as a launcher starts one of two processes, each on a node of its own."""
+    path = write_config(tmp_path / f"rank_{rank}.yaml", config)
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "GROUP_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NEXA_ROOT": str(lab.root),
+    }
+    command = [sys.executable, "-m", "nexa_train.train", "--config", str(path), "--resume"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_node_with_a_stale_copy_of_the_laboratory_is_named_before_anything_is_trained(
+    lab: Layout, tmp_path: Path, finished: bool
+) -> None:
+    stale = Layout(tmp_path / "stale")
+    shutil.copytree(lab.root, stale.root)
+    config = config_of(2, distributed={"world_size": 2, "timeout_seconds": 30}, max_steps=1)
+    done = run(config_of(1, max_steps=1), layout=lab)
+    if not finished:
+        done.manifest_path.unlink()
+    port = free_port()
+    ranks = [start_rank(rank, port, where, tmp_path, config) for rank, where in enumerate((lab, stale))]
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [4, 4], said
+    theirs = f"{done.run.run_id}{', which is finished' if finished else ''}"
+    for says in said:
+        assert f"run: differs: rank 1 (host {os.uname().nodename}) has a new one; rank 0 has {theirs}" in says
 
 
 # The sum
@@ -146,9 +267,7 @@ def test_any_number_of_processes_gives_the_bytes_of_one(lab: Layout, alone: dict
 def test_two_nodes_give_the_bytes_of_one(lab: Layout, alone: dict[str, bytes], tmp_path: Path) -> None:
     """Two rendezvous on the loopback interface, each with a launcher and a process of its own."""
     path = write_config(tmp_path / "run.yaml", config_of(1))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     nodes = [
         subprocess.Popen(
             ["bash", str(LAUNCH), "--config", str(path)],

@@ -27,7 +27,7 @@ from nexa_models.lora import saved_state
 from nexa_models.sharded import ABOUT, check_files, consolidate, is_sharded, open_checkpoint, read_about
 from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model
-from nexa_train.checkpoints import list_checkpoints, newest_checkpoint, newest_of_group
+from nexa_train.checkpoints import list_checkpoints, newest_checkpoint
 from nexa_train.distributed.group import Group
 from nexa_train.distributed.sharding import shard
 from nexa_train.distributed.shards import FolderWriter, Shards, load_whole_optimizer, read_shards
@@ -252,12 +252,16 @@ def test_a_damaged_folder_is_reported_and_the_one_before_it_taken(
             (folder / ABOUT).unlink()
     with pytest.raises(DamagedCheckpoint):
         open_checkpoint(folder)
-    assert newest_of_group(folder.parent, 10, Group(ALONE)) == older
+    found = newest_checkpoint(folder.parent, 10, Group(ALONE), in_parts=True)
+    assert found is not None
+    assert found[0] == older
+    assert not found[1].model
     assert "damaged" in caplog.text
     assert "Falling back" in caplog.text
-    found = newest_checkpoint(folder.parent, 10)
+    found = newest_checkpoint(folder.parent, 10, Group(ALONE))
     assert found is not None
-    assert found.step == 1
+    assert found[0] == older
+    assert found[1].model
 
 
 def test_processes_share_the_verification(folder: Path) -> None:

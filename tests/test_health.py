@@ -249,6 +249,13 @@ def test_fit_ranks_agree_and_rank_0_knows_them_all(tmp_path: Path) -> None:
             "code: differs: rank 1 (host b) has 2222; rank 0 has 1111. Put the same commit on every node.",
         ),
         (
+            {0: {"run": "base_1", "code": "1111"}, 1: {"run": "base_1, which is finished"}},
+            {},
+            0.0,
+            "processes cannot train together:\n  run: differs: rank 1 (host b) has base_1, which is finished; rank 0 has "
+            "base_1. Let every node share one laboratory folder (NEXA_ROOT), or bring the copies up to date.\n",
+        ),
+        (
             {},
             {1: Check("disk", False, "0.1 GiB free (1.0 GiB needed)", "Free some.")},
             0.0,
@@ -256,7 +263,7 @@ def test_fit_ranks_agree_and_rank_0_knows_them_all(tmp_path: Path) -> None:
         ),
         ({}, {}, -60.0, "rank 1 (node 0, host b) is 60.0 s behind rank 0's; 2 s are allowed. Start a time service"),
     ],
-    ids=["facts", "check", "clock"],
+    ids=["facts", "run", "check", "clock"],
 )
 def test_every_rank_ends_with_the_same_words_about_the_unfit_one(
     tmp_path: Path, facts: dict[int, dict[str, str]], checks: dict[int, Check], skew: float, message: str

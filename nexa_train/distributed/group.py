@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from nexa_core.errors import NodeError
 from nexa_train.distributed.world import World
 
 # A heartbeat watches the processes; a wait of its own would only end those that are waiting rightly.
@@ -56,6 +57,20 @@ class Group:
         text = text if self.world.is_main else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(text, src=0, group=self.control)
         return json.loads(text.numpy().tobytes())
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        if self.world.is_alone:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def require_of_all(self, problem: str) -> None:
+        """Raises NodeError on every process, with the same words, when one says a problem; without one it is empty."""
+        said = self.from_all([self.world.name, problem])
+        if problems := [f"{name}: {problem}" for name, problem in said if problem]:
+            raise NodeError("\n".join(problems))
 
     def begin_any(self, flag: bool) -> "Pending":
         """Begin to ask whether the flag is set anywhere."""

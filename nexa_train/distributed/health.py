@@ -27,6 +27,10 @@ REMEDIES = {
     "package": "Install the same requirements.txt on every node.",
     "python": "Install the same Python on every node.",
     "config": "Start every node with the same config file and overrides.",
+    "run": "Let every node share one laboratory folder (NEXA_ROOT), or bring the copies up to date.",
+    "threads": "Set training.num_threads, or the same OMP_NUM_THREADS on every node.",
+    "source": "Give every node the same checkpoint to begin at.",
+    "pretrained": "Put the same folder of pretrained files on every node.",
     "dataset": "Copy the prepared dataset and its manifest from one node to the others, or share the folder.",
     "device": "Set training.device to the one that all nodes have.",
     "driver": "Install the same NVIDIA driver on every node.",
@@ -273,6 +277,8 @@ def _facts(reports: Mapping[int, NodeReport]) -> list[Check]:
 
 def _differences(reports: Mapping[int, NodeReport]) -> list[Check]:
     names = sorted({name for report in reports.values() for name in report.facts})
+    if len({report.facts.get("run") for report in reports.values()}) > 1:  # who has nothing to train has fewer facts
+        names = [name for name in names if all(name in report.facts for report in reports.values())]
     found = []
     for name in names:
         values = {rank: report.facts.get(name, "nothing") for rank, report in reports.items()}

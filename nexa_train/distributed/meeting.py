@@ -32,6 +32,7 @@ def meet(
     device: torch.device,
     config: Mapping[str, Any],
     dataset_fingerprint: str,
+    facts: Mapping[str, str],
     timeout_seconds: float,
 ) -> Iterator[Meeting]:
     """All processes together, watched by a heartbeat; a process that is alone meets nobody.
@@ -40,6 +41,7 @@ def meet(
         folder: where the run will be written.
         need_bytes: what it will write there at least.
         config: the settings that all of them have to share.
+        facts: what else they have to.
 
     Raises:
         NodeError: on every process alike, naming each node that is unfit and what to do; or a process was lost.
@@ -63,10 +65,24 @@ def meet(
     )
     require_rendezvous(world, checks)
     store = open_store(world, environment, timeout_seconds=timeout_seconds)
-    facts = describe_node(device=device, config=config, dataset_fingerprint=dataset_fingerprint)
-    health = check_together(store, world, facts, checks, timeout_seconds=timeout_seconds)
+    shared = {**describe_node(device=device, config=config, dataset_fingerprint=dataset_fingerprint), **facts}
+    health = check_together(store, world, shared, checks, timeout_seconds=timeout_seconds)
     with join(world, store=store, device=device) as group:
         health = health.with_checks(check_collectives(store, world, device, timeout_seconds=timeout_seconds))
         health.require_pass()
         with Heartbeat(store, world, timeout_seconds=timeout_seconds) as heartbeat:
             yield Meeting(group, heartbeat, health)
+
+
+def compare(world: World, facts: Mapping[str, str], *, environment: Mapping[str, str], timeout_seconds: float) -> None:
+    """What a process does that has nothing to train: it meets the others to find that they have not either.
+
+    Raises:
+        NodeError: on every process alike: some have.
+    """
+    if world.is_alone:
+        return
+    from nexa_train.distributed.store import open_store
+
+    store = open_store(world, environment, timeout_seconds=timeout_seconds)
+    check_together(store, world, facts, [], timeout_seconds=timeout_seconds)
