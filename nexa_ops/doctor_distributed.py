@@ -1,22 +1,20 @@
 """The doctor for several processes or machines: what training checks before it joins them, without training."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from nexa_core.config import RunConfig, load_config
 from nexa_core.config.run import Data
-from nexa_core.errors import NodeError, UserError
+from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_data.datasets import open_dataset
 from nexa_models.numerics import make_deterministic
 from nexa_train.distributed.collectives import check_collectives
 from nexa_train.distributed.facts import describe_node
-from nexa_train.distributed.health import Check, Health, require_rendezvous, share_health
+from nexa_train.distributed.group import join
+from nexa_train.distributed.health import Health, require_rendezvous, share_health
 from nexa_train.distributed.node_checks import check_node
 from nexa_train.distributed.store import open_store, read_endpoint
 from nexa_train.distributed.world import World, read_world
@@ -56,7 +54,8 @@ def examine_together(
     health = share_health(store, world, facts, checks, timeout_seconds=timeout_seconds)
     if not health.is_fit:
         return health  # a node that is unfit may hang the others where they all meet
-    return health.with_checks(_join_and_check(store, world, device, timeout_seconds))
+    with join(world, store=store, device=device, timeout_seconds=timeout_seconds):
+        return health.with_checks(check_collectives(store, world, device, timeout_seconds=timeout_seconds))
 
 
 def _choose_device(config: RunConfig | None, world: World) -> torch.device:
@@ -72,28 +71,3 @@ def _fingerprint(layout: Layout, data: Data) -> str:
         return open_dataset(layout, data.dataset, data.version).fingerprint
     except UserError:
         return "not prepared"
-
-
-def _join_and_check(store: Store | None, world: World, device: torch.device, timeout_seconds: float) -> list[Check]:
-    if store is None:
-        return check_collectives(store, world, device, timeout_seconds=timeout_seconds)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("group", store),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
-    except RuntimeError as error:  # the library's own errors all are
-        reason = str(error).partition("\n")[0]
-        raise NodeError(
-            f"{world.name} could not join the process group: {reason}. Check that the nodes reach each other on every "
-            "port, and set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME."
-        ) from error
-    try:
-        return check_collectives(store, world, device, timeout_seconds=timeout_seconds)
-    finally:
-        dist.destroy_process_group()

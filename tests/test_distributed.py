@@ -94,7 +94,7 @@ def step_checkpoints(folder: Path, *, weight: float = 0.0) -> Path:
 
 
 def find_newest(world: World, store: Store, folders: list[Path]) -> None:
-    with join(world, store=store, device=torch.device("cpu")) as group:
+    with join(world, store=store, device=torch.device("cpu"), timeout_seconds=10) as group:
         found = newest_checkpoint(folders[world.rank], 10, group)
         assert found is not None
         print(f"step {found[1].step}")
@@ -142,7 +142,7 @@ def test_all_processes_fall_back_together_where_rank_0s_newest_checkpoint_is_dam
 
 
 def share(world: World, store: Store, folders: list[Path]) -> None:
-    with join(world, store=store, device=torch.device("cpu")) as group:
+    with join(world, store=store, device=torch.device("cpu"), timeout_seconds=10) as group:
         require_shared(RunFolder(folders[world.rank % len(folders)]), group, wait_seconds=0.2)
         group.wait_for_all()
 

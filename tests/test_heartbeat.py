@@ -8,15 +8,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from nexa_train.distributed import heartbeat as heartbeat_module
+from nexa_train.distributed import meeting
+from nexa_train.distributed.group import join
 from nexa_train.distributed.heartbeat import Heartbeat
 from nexa_train.distributed.stall import Beat, Stall, Watch
 from nexa_train.distributed.world import World
-from tests.ranks import Ranks
+from tests.ranks import Ranks, free_port
 
 TIMEOUT_SECONDS = 1.0
 IN_TIME_SECONDS = TIMEOUT_SECONDS + 5
@@ -221,6 +224,58 @@ def test_a_killed_host_of_the_store_is_named(tmp_path: Path) -> None:
         ranks.send(0, signal.SIGKILL)
         assert ranks.wait(1, seconds=IN_TIME_SECONDS) == {1: 4}
         assert "rank 0's store is gone" in ranks.said(1)
+
+
+# Joining
+
+
+def join_or_not(world: World, store: Store, absent: int) -> None:
+    """Join, and then hear of who does something else for longer than joining may take."""
+    if world.rank == absent:
+        time.sleep(60)
+    with join(world, store=store, device=torch.device("cpu"), timeout_seconds=TIMEOUT_SECONDS) as group:
+        time.sleep(1.5 * TIMEOUT_SECONDS * world.rank)
+        group.wait_for_all()
+        group.sum(torch.zeros(1))
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_who_waits_in_vain_for_others_to_join_ends_in_time(tmp_path: Path, absent: int) -> None:
+    with Ranks(tmp_path, join_or_not, absent) as ranks:
+        assert ranks.wait(1 - absent, seconds=IN_TIME_SECONDS) == {1 - absent: 4}
+        assert "could not join the process group: " in ranks.said(1 - absent)
+        assert "Traceback" not in ranks.said(1 - absent)
+
+
+def test_who_has_joined_may_wait_for_long(tmp_path: Path) -> None:
+    with Ranks(tmp_path, join_or_not, -1) as ranks:
+        assert ranks.wait() == {0: 0, 1: 0}
+
+
+def stop_before_joining(world: World, store: Store, folder: Path, port: int) -> None:
+    """Rank 1 is stopped when all have been found fit."""
+    if world.rank == 1:
+        meeting.join = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with meeting.meet(
+        world,
+        environment=environment,
+        folder=folder,
+        need_bytes=0,
+        device=torch.device("cpu"),
+        config={},
+        dataset_fingerprint="",
+        facts={},
+        timeout_seconds=2 * TIMEOUT_SECONDS,
+    ):
+        print("met")
+
+
+def test_a_process_that_is_stopped_before_it_joins_is_named_and_ended(tmp_path: Path) -> None:
+    with Ranks(tmp_path, stop_before_joining, tmp_path, free_port()) as ranks:
+        assert ranks.wait() == {0: 4, 1: -signal.SIGKILL}
+        assert "rank 1 of 2" in ranks.said(0)
+        assert "has given no sign of life for 2 s" in ranks.said(0)
 
 
 def leave_with_an_error(world: World, store: Store) -> None:

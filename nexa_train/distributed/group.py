@@ -5,18 +5,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
 
 from nexa_core.errors import NodeError
+from nexa_train.distributed.store import first_line, within
 from nexa_train.distributed.world import World
 
 # A heartbeat watches the processes; a wait of its own would only end those that are waiting rightly.
 LONGEST_WAIT = timedelta(days=1)
+JOIN_GRACE_SECONDS = 1.0
+"""Beyond the timeout: a store whose host is stopped keeps to none."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +102,48 @@ class Pending:
 
 
 @contextlib.contextmanager
-def join(world: World, *, store: Store | None, device: torch.device) -> Iterator[Group]:
-    """The group of all processes, left again at the block's end: gloo between CPUs, NCCL between GPUs."""
+def join(world: World, *, store: Store | None, device: torch.device, timeout_seconds: float) -> Iterator[Group]:
+    """The group of all processes, left again at the block's end: gloo between CPUs, NCCL between GPUs.
+
+    Args:
+        timeout_seconds: for joining alone; what is said in the group may take `LONGEST_WAIT`.
+
+    Raises:
+        NodeError: not all have joined by then.
+    """
     if store is None:
         yield Group(world)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=LONGEST_WAIT,
-        device_id=device if device.type == "cuda" else None,
-    )
     try:
-        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if backend == "nccl" else dist.group.WORLD
+        control = within(timeout_seconds + JOIN_GRACE_SECONDS, partial(_join, world, store, device, timeout_seconds))
+    except (RuntimeError, TimeoutError) as error:  # the library's own errors all are
+        raise NodeError(
+            f"{world.name} could not join the process group: {first_line(error)}. Look at the other ranks' logs; check "
+            "that the nodes reach each other on every port, and set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME."
+        ) from error
+    try:
         yield Group(world, control)
     finally:
         dist.destroy_process_group()
+
+
+def _join(world: World, store: Store, device: torch.device, timeout_seconds: float) -> Any:
+    """Form the default group; returns the one on the CPU."""
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(device)  # each thread has its own
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        store=PrefixStore("group", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        device_id=device if is_cuda else None,
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout) if is_cuda else dist.group.WORLD
+    for group in {dist.group.WORLD, control}:
+        _set_pg_timeout(LONGEST_WAIT, group)
+    return control

@@ -13,6 +13,9 @@ from nexa_train.distributed.health import Health, check_together, require_rendez
 from nexa_train.distributed.heartbeat import Heartbeat
 from nexa_train.distributed.world import World
 
+PATIENCE_SECONDS = 5.0
+"""What joining may take longer than the heartbeat does to find and name a process that is stopped or gone."""
+
 
 @dataclass(frozen=True)
 class Meeting:
@@ -67,11 +70,14 @@ def meet(
     store = open_store(world, environment, timeout_seconds=timeout_seconds)
     shared = {**describe_node(device=device, config=config, dataset_fingerprint=dataset_fingerprint), **facts}
     health = check_together(store, world, shared, checks, timeout_seconds=timeout_seconds)
-    with join(world, store=store, device=device) as group:
-        health = health.with_checks(check_collectives(store, world, device, timeout_seconds=timeout_seconds))
-        health.require_pass()
-        with Heartbeat(store, world, timeout_seconds=timeout_seconds) as heartbeat:
-            yield Meeting(group, heartbeat, health)
+    # The group is left last: a process that goes first says so through its heartbeat, and not by a broken connection.
+    with contextlib.ExitStack() as left_last, Heartbeat(store, world, timeout_seconds=timeout_seconds) as heartbeat:
+        with heartbeat.phase("joining the others"):
+            seconds = timeout_seconds + PATIENCE_SECONDS
+            group = left_last.enter_context(join(world, store=store, device=device, timeout_seconds=seconds))
+            health = health.with_checks(check_collectives(store, world, device, timeout_seconds=seconds))
+            health.require_pass()
+        yield Meeting(group, heartbeat, health)
 
 
 def compare(world: World, facts: Mapping[str, str], *, environment: Mapping[str, str], timeout_seconds: float) -> None:

@@ -41,7 +41,7 @@ def open_store(world: World, environment: Mapping[str, str], *, timeout_seconds:
         store = within(timeout_seconds + 1, connect)
     except (dist.DistError, TimeoutError) as error:
         raise NodeError(
-            f"{world.name} cannot reach the store at {host}:{port} within {timeout_seconds:g} s: {_first_line(error)}. "
+            f"{world.name} cannot reach the store at {host}:{port} within {timeout_seconds:g} s: {first_line(error)}. "
             "Is rank 0 up, and MASTER_ADDR and MASTER_PORT the same on all nodes and open between them?"
         ) from None
     # A restarted attempt must not read what an earlier one left in a launcher's store.
@@ -96,5 +96,6 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the native stack that the library adds."""
     return str(error).partition("\n")[0]
