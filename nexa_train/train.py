@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
-from nexa_core.errors import GateError, Preempted, UserError
+from nexa_core.errors import GateError, NodeError, Preempted, UserError
 from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
@@ -23,7 +25,7 @@ from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
 from nexa_train.distributed.group import Group
 from nexa_train.distributed.launch import launch
-from nexa_train.distributed.meeting import Meeting, compare, meet
+from nexa_train.distributed.meeting import Meeting, compare, meet, tell_others
 from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
@@ -105,38 +107,57 @@ def _run_here(
     now: Callable[[], datetime],
 ) -> TrainingResult:
     """This process's part."""
-    device = choose_device(config.training.device, local_rank=world.local_rank)
-    exact = config.training.distributed.is_exact(device.type)
-    unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
-    if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
-        _compare_finished(finished, config, world)
-        logger.info("run %s of this config is finished already; there is nothing to resume", finished.run_id)
-        return read_result(layout, finished)
-    refuse_missing_trackers(os.environ)
-    threads = None if unfinished is None else begun_threads(unfinished)
-    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
-    if unfinished is not None:
-        job = rejoin(unfinished, job)
-    written_to = None if unfinished is None else unfinished.checkpoints
+    timeout_seconds = config.training.distributed.timeout_seconds
+    try:
+        job, run_before = _prepare(config, world, layout, resume, resume_from)
+    except (UserError, NodeError) as error:
+        tell_others(world, error, environment=os.environ, timeout_seconds=timeout_seconds)
+        raise
+    if job is None:
+        assert run_before is not None
+        facts = {"run": f"{run_before.run_id}, which is finished"}
+        compare(world, facts, environment=os.environ, timeout_seconds=timeout_seconds)
+        logger.info("run %s of this config is finished already; there is nothing to resume", run_before.run_id)
+        return read_result(layout, run_before)
+    written_to = None if run_before is None else run_before.checkpoints
     with meet(
         world,
         environment=os.environ,
         folder=layout.runs / config.experiment,
         need_bytes=room_needed(job.plan, config.training, job.spec, job.model, folder=written_to),
-        device=device,
-        config=config.deciding(exact=exact),
+        device=job.device,
+        config=config.deciding(exact=job.is_exact),
         dataset_fingerprint=job.dataset.fingerprint,
-        facts=shared_facts(job, unfinished),
-        timeout_seconds=config.training.distributed.timeout_seconds,
+        facts=shared_facts(job, run_before),
+        timeout_seconds=timeout_seconds,
     ) as meeting:
-        folder = unfinished or _begin_together(meeting.group, job, now=now)
+        folder = run_before or _begin_together(meeting.group, job, now=now)
         return _run_in(meeting, folder, job, config_path=config_path, now=now)
 
 
-def _compare_finished(finished: RunFolder, config: RunConfig, world: World) -> None:
-    """Raises NodeError on every process when some have not found this run finished."""
-    facts = {"run": f"{finished.run_id}, which is finished"}
-    compare(world, facts, environment=os.environ, timeout_seconds=config.training.distributed.timeout_seconds)
+def _prepare(
+    config: RunConfig, world: World, layout: Layout, resume: bool, resume_from: Path | None
+) -> tuple[Job | None, RunFolder | None]:
+    """The job, and the run to continue where there is one; no job where that run is finished."""
+    device = _find_device(config, world)
+    exact = config.training.distributed.is_exact(device.type)
+    unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
+    if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
+        return None, finished
+    refuse_missing_trackers(os.environ)
+    threads = None if unfinished is None else begun_threads(unfinished)
+    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
+    return (job if unfinished is None else rejoin(unfinished, job)), unfinished
+
+
+def _find_device(config: RunConfig, world: World) -> torch.device:
+    """Of several processes, one without its GPU is a fault of its node and not of the config."""
+    try:
+        return choose_device(config.training.device, local_rank=world.local_rank)
+    except UserError as error:
+        if world.is_alone:
+            raise
+        raise NodeError(str(error)) from None
 
 
 def _run_in(

@@ -197,6 +197,44 @@ def test_a_node_with_a_stale_copy_of_the_laboratory_is_named_before_anything_is_
         assert f"run: differs: rank 1 (host {os.uname().nodename}) has a new one; rank 0 has {theirs}" in says
 
 
+# Who cannot begin
+
+
+def train_as_rank(world: World, store: Store, root: Path, port: int, configs: list[RunConfig]) -> None:
+    os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"GROUP_RANK": str(world.rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    run(configs[world.rank], layout=Layout(root))
+
+
+SOUND: dict[str, Any] = {"training": {"device": "cpu"}}
+WITHOUT_GPU: dict[str, Any] = {"training": {"device": "cuda"}}
+WRONG: dict[str, Any] = {"data": {"dataset": "no_such_data"}}
+NO_GPU = "start: training.device is cuda and no GPU is visible to torch; check nvidia-smi, or set it to auto or cpu.\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ([SOUND, WITHOUT_GPU], 4, f"): {NO_GPU}"),
+        ([WITHOUT_GPU, SOUND], 4, f"): {NO_GPU}"),
+        ([WITHOUT_GPU, WITHOUT_GPU], 4, NO_GPU.removeprefix("start: ")),
+        ([SOUND, WRONG], 4, "start: No training dataset no_such_data"),
+        ([WRONG, WRONG], 2, "error: No training dataset no_such_data"),
+    ],
+    ids=["a GPU is missing", "rank 0's is", "all are", "one has no dataset", "none has"],
+)
+def test_what_keeps_one_process_from_beginning_is_heard_by_all_and_a_mistake_of_all_is_the_users(
+    lab: Layout, tmp_path: Path, changes: list[dict[str, Any]], code: int, says: str
+) -> None:
+    configs = [make_config("mlp", **change) for change in changes]
+    with Ranks(tmp_path, train_as_rank, lab.root, free_port(), configs) as ranks:
+        assert ranks.wait() == {0: code, 1: code}
+        for rank in (0, 1):
+            assert says in ranks.said(rank)
+            assert "differs" not in ranks.said(rank)
+
+
 # The sum
 
 

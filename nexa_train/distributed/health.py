@@ -21,6 +21,8 @@ MOST_DIFFERENCES = 8
 
 RENDEZVOUS = "rendezvous"
 """The name of the check that rank 0's port answers."""
+START = "start"
+"""The name of the failed check of a rank that could not get so far as to look at its node; it has no facts to compare."""
 
 REMEDIES = {
     "code": "Put the same commit on every node.",
@@ -80,6 +82,8 @@ class Health:
     """What concerns all ranks."""
     problems: tuple[str, ...] = ()
     """Each names the rank, what was found on both sides, and what to do."""
+    none_began: bool = False
+    """Whether every rank reported that it could not start."""
 
     @property
     def is_fit(self) -> bool:
@@ -186,6 +190,7 @@ def share_health(
         nodes=nodes,
         together=tuple(Check(**check) for check in verdict["together"]),
         problems=tuple(verdict["problems"]),
+        none_began=verdict["none_began"],
     )
 
 
@@ -235,7 +240,9 @@ def _judge(gathered: Gathered, world: World, timeout_seconds: float) -> dict[str
         *_clocks(gathered, reports),
         *_facts(reports),
     ]
+    num_failed = sum(any(check.name == START for check in report.checks) for report in reports.values())
     return {
+        "none_began": num_failed == world.size,
         "together": [asdict(check) for check in together],
         "problems": [*failed, *(_join(check.name, check.says, check.do) for check in together if check.failed)],
     }
@@ -269,8 +276,11 @@ def _clocks(gathered: Gathered, reports: Mapping[int, NodeReport]) -> list[Check
 
 
 def _facts(reports: Mapping[int, NodeReport]) -> list[Check]:
+    reports = {rank: report for rank, report in reports.items() if report.facts}
     if found := _differences(reports):
         return found
+    if not reports:
+        return []
     num_facts = len(next(iter(reports.values())).facts)
     return [Check("facts", True, f"{num_facts} of code, packages and settings, equal on {name_ranks(list(reports))}")]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from nexa_core.errors import NexaError, NodeError
 from nexa_train.distributed.group import Group, join
-from nexa_train.distributed.health import Health, check_together, require_rendezvous
+from nexa_train.distributed.health import START, Check, Health, check_together, require_rendezvous, share_health
 from nexa_train.distributed.heartbeat import Heartbeat
 from nexa_train.distributed.world import World
 
@@ -92,3 +93,25 @@ def compare(world: World, facts: Mapping[str, str], *, environment: Mapping[str,
 
     store = open_store(world, environment, timeout_seconds=timeout_seconds)
     check_together(store, world, facts, [], timeout_seconds=timeout_seconds)
+
+
+def tell_others(world: World, error: NexaError, *, environment: Mapping[str, str], timeout_seconds: float) -> None:
+    """Have all hear of an error that keeps this process from beginning; returns where it keeps every one from it.
+
+    Then it is no single node's, and the caller's to raise.
+
+    Raises:
+        NodeError: on every process alike: others could begin.
+    """
+    if world.is_alone:
+        return
+    from nexa_train.distributed.store import open_store
+
+    failed = Check(START, False, str(error).rstrip("."))
+    try:
+        store = open_store(world, environment, timeout_seconds=timeout_seconds)
+        health = share_health(store, world, {}, [failed], timeout_seconds=timeout_seconds)
+    except NodeError as unheard:
+        raise NodeError(f"{error}\nNor could the others be told: {unheard}") from None
+    if not health.none_began:
+        health.require_pass()
