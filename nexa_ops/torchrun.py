@@ -2,14 +2,14 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from nexa_core.command import fail, run_to_exit
 from nexa_core.config import RunConfig, load_config
-from nexa_core.errors import NodeError, Preempted
+from nexa_core.endings import raise_when_told
+from nexa_core.errors import NodeError
 from nexa_core.paths import Layout
 from nexa_ops.nodes import Node, read_node
 
@@ -69,7 +69,8 @@ def run_torchrun(arguments: Sequence[str], node: Node) -> None:
 
     Raises:
         NodeError: the nodes did not meet, or a worker was killed.
-        Preempted: torchrun was told to end, and has passed that on to its workers and waited for them.
+        Preempted: torchrun was told to end, and its workers have saved.
+        NexaError: likewise, and one of them has not; with its exit code, or 1 where it was killed.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -86,11 +87,7 @@ def run_torchrun(arguments: Sequence[str], node: Node) -> None:
             raise NodeError(f"{killed}; the same command with --resume continues at the newest checkpoint.") from None
         fail(f"rank {rank} ended with exit code {failure.exitcode}; what it said is above", failure.exitcode)
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise Preempted(
-            f"told to end by {error.sigval.name}, and so were this node's workers; the same command with --resume continues"
-        ) from None
+        raise_when_told(error)
     except (DistError, RendezvousError) as error:
         raise NodeError(
             f"Node {node.rank} of {node.num_nodes} did not meet the others at {node.master_addr}:{node.master_port}: "

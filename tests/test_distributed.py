@@ -350,6 +350,15 @@ def test_a_run_told_to_end_at_two_processes_is_continued_by_one(
     assert steps == list(range(1, len(steps) + 1))
 
 
+def test_a_run_of_two_processes_that_is_interrupted_ends_as_one_of_one_does(lab: Layout, tmp_path: Path) -> None:
+    process = start(config_of(2, epochs=400), lab, tmp_path)
+    wait_for_step(lab, 3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("error: interrupted; a training run continues")
+
+
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     lab: Layout, alone: dict[str, bytes], tmp_path: Path
 ) -> None:

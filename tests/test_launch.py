@@ -35,7 +35,11 @@ out = pathlib.Path(os.environ["OUT"])
 names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "OMP_NUM_THREADS")
 def saved(*_):
     (out / f"saved{rank}").touch()
-    sys.exit(143)
+    end_when_told(os.environ.get(f"TOLD_{rank}", "143"))
+def end_when_told(end):
+    if end == "SIGKILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(int(end))
 signal.signal(signal.SIGTERM, saved)
 said = {"argv": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
 (out / f"rank{rank}.partial").write_text(json.dumps(said))
@@ -81,7 +85,13 @@ class Lab:
         launchers = ("SLURM_", "PET_", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_", "NEXA_ROOT", "OMP_NUM")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
         path = f"{self.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**clean, "PATH": path, "PYTHONPATH": str(self.folder / "stub"), "OUT": str(self.out), **variables}
+        return {
+            **clean,
+            "PATH": path,
+            "PYTHONPATH": f"{self.folder / 'stub'}:{ROOT}",
+            "OUT": str(self.out),
+            **variables,
+        }
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -231,6 +241,26 @@ def test_a_sigterm_reaches_every_worker_and_the_launcher_waits_for_them(lab: Lab
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("error: told to end by SIGTERM")
     assert {path.name for path in lab.out.glob("saved*")} == {"saved0", "saved1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected", "says"),
+    [
+        ("143", "SIGKILL", 1, "told to end by SIGTERM; worker 1 of this node was killed, maybe before it had saved"),
+        ("143", "4", 4, "told to end by SIGTERM; worker 1 of this node ended with exit code 4"),
+        ("0", "0", 0, ""),
+    ],
+)
+def test_a_worker_that_did_not_save_when_told_to_end_decides_the_exit_code(
+    lab: Lab, first: str, second: str, expected: int, says: str
+) -> None:
+    process = lab.launch_ddp(NPROC_PER_NODE="2", END="wait", TOLD_0=first, TOLD_1=second)
+    wait_for(lambda: len(lab.ranks()) == 2)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert code == expected, said
+    assert says in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 
 from nexa_core import durable
 from nexa_core.config import RunConfig
-from nexa_core.errors import GateError, NexaError, NodeError, Preempted, UserError
+from nexa_core.endings import ENDINGS, raise_when_told
+from nexa_core.errors import NexaError, NodeError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 
@@ -20,9 +21,6 @@ WORKER = "nexa_train.distributed.worker"
 # A worker that is told to end finishes its step and saves; then it has had its time.
 SECONDS_TO_END = 120
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-ENDINGS: dict[int, type[NexaError]] = {
-    each.exit_code: each for each in (NexaError, UserError, GateError, NodeError, Preempted)
-}
 
 
 def launch(
@@ -81,7 +79,7 @@ def _run_workers(count: int, arguments: list[str]) -> None:
     except ChildFailedError as error:
         raise _ending(error) from None
     except SignalException as error:
-        raise Preempted(f"told to end (signal {error.sigval}); the same command with --resume continues") from None
+        raise_when_told(error)
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
