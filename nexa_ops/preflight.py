@@ -27,7 +27,7 @@ from nexa_ops.forecast.rows import RowCounts, count_rows
 from nexa_ops.forecast.trace import Traced, trace
 from nexa_ops.nodes import processes_per_node, require_world_size
 from nexa_train.distributed.health import Check
-from nexa_train.distributed.node_checks import check_node
+from nexa_train.distributed.node_checks import available_memory, check_node
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import arrange, count_microbatches, encode_split, ensure_dataset, make_plan
@@ -54,6 +54,8 @@ class Place:
     """On this machine, with the devices that it has."""
     memory_bytes: int | None
     """Of a GPU, or of a machine of processors; None where nobody said."""
+    host_memory_bytes: int | None
+    """Of a machine with GPUs, likewise."""
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +175,7 @@ def examine(
     gpus_per_node: int | None = None,
     gpu: str | None = None,
     memory_gib: float | None = None,
+    host_memory_gib: float | None = None,
 ) -> Preflight:
     """Work the run out, through the same pieces as training; writes nothing but a dataset that is not there yet.
 
@@ -180,12 +183,16 @@ def examine(
         gpus_per_node: 0 for processors only; without it what the config and this machine say.
         gpu: a name in `nexa_models.flops.PEAKS`, to tell the time by.
         memory_gib: what a GPU has, or where there are none, a machine; without it this machine is looked at.
+        host_memory_gib: what a machine with GPUs has beside theirs, likewise.
 
     Raises:
         UserError: the config fits neither the data nor the place, as training would say.
     """
     refuse_missing_trackers(os.environ)
-    place = _choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu, memory_gib=memory_gib)
+    place = _choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu)
+    if host_memory_gib is not None and not place.on_gpu:
+        raise UserError("--host-memory is for machines with GPUs; of one without, --memory says what it has.")
+    place = replace(place, memory_bytes=_bytes(memory_gib), host_memory_bytes=_bytes(host_memory_gib))
     numerics.make_deterministic(config.training.num_threads)
     if place.is_here:
         numerics.check_precision(config.training.precision, place.device)
@@ -197,9 +204,7 @@ def examine(
     return Preflight(config, place, dataset, (whole, *checks), forecast)
 
 
-def _choose_place(
-    config: RunConfig, *, num_nodes: int, gpus_per_node: int | None, gpu: str | None, memory_gib: float | None
-) -> Place:
+def _choose_place(config: RunConfig, *, num_nodes: int, gpus_per_node: int | None, gpu: str | None) -> Place:
     asked = config.training.device
     if gpu is not None and gpu not in PEAKS:
         raise UserError(f"Unknown GPU '{gpu}'.{did_you_mean(gpu, PEAKS)} Known: {', '.join(PEAKS)}")
@@ -219,8 +224,13 @@ def _choose_place(
         on_gpu=on_gpu,
         gpu=gpu,
         is_here=is_here,
-        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30),
+        memory_bytes=None,
+        host_memory_bytes=None,
     )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _check_files(layout: Layout, dataset: Dataset) -> tuple[Check, bool]:
@@ -265,7 +275,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
         on_gpu=place.on_gpu,
     )
     checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint)
-    memory = estimate(process, traced, on_gpu=place.on_gpu)
+    memory = estimate(process, traced, on_gpu=place.on_gpu, num_local=world.local_size)
     checks = [_check_scored(dataset, config), *_check_room(config, layout, place, memory, checkpoints)]
     fits = not any(check.failed for check in checks)
     known = _time_a_step(spec, config, data, plan, place, traced, fill, is_exact=is_exact) if fits else None
@@ -353,6 +363,8 @@ def _check_room(
     )
     checks = {check.name: check for check in found}
     yield _check_memory(place, need, checks["memory"])
+    if place.on_gpu:
+        yield _check_host_memory(place, memory)
     yield replace(checks["disk"], do=f"{checks['disk'].do} To keep fewer, {FEWER_CHECKPOINTS}.")
     yield checks["fsync"]
 
@@ -365,6 +377,18 @@ def _check_memory(place: Place, need: int, here: Check) -> Check:
     sharing = 1 if place.on_gpu else place.world.local_size
     says = f"{size_text(need * sharing)} needed of {size_text(place.memory_bytes)}"
     return Check("memory", need * sharing <= place.memory_bytes, says, do)
+
+
+def _check_host_memory(place: Place, memory: Memory) -> Check:
+    """What all processes of a machine with GPUs hold beside them: each builds the whole model there."""
+    there = place.host_memory_bytes
+    if there is None and place.is_here:
+        there = available_memory()
+    need = f"{size_text(memory.node)} needed by {place.world.local_size} processes while {memory.node_when}"
+    if there is None:
+        return Check("host memory", None, f"{need}; --host-memory says what there is")
+    do = "Start fewer processes on each node, or take nodes with more memory."
+    return Check("host memory", memory.node <= there, f"{need}, of {size_text(there)}", do)
 
 
 def _checkpoints_text(found: Checkpoints) -> str:

@@ -270,6 +270,9 @@ def preflight(
     memory: Annotated[
         float | None, typer.Option(help="GiB of each GPU, or of a node without. [default: this machine's]", min=0)
     ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option(help="GiB of a node with GPUs, beside theirs. [default: this machine's]", min=0)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run would be, without training: data, masks, memory, disk, time, cost; exit code 3 when it can't work.
@@ -288,6 +291,7 @@ def preflight(
         gpus_per_node=gpus_per_node,
         gpu=gpu,
         memory_gib=memory,
+        host_memory_gib=host_memory,
     )
     show(report.as_json(), report.as_text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), as_json)
     report.require_pass()

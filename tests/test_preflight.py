@@ -186,6 +186,7 @@ def test_a_gpu_that_is_not_here_is_spoken_of(lab: Layout) -> None:
     assert said.pace is not None
     assert "assuming 35% of the 67 TFLOP/s of 8 x H100" in said.pace.basis
     assert said.cost_usd == pytest.approx(said.pace.seconds / 3600 * 20.0 * 2)
+    assert [check.says for check in found.checks if check.name == "host memory" and "--host-memory" in check.says]
     found.require_pass()
 
 
@@ -199,6 +200,25 @@ def test_shards_take_less_of_each_gpu(lab: Layout) -> None:
     assert shared.gpu is not None
     assert whole.gpu is not None
     assert shared.gpu < whole.gpu
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_machine_of_eight_gpus_builds_the_model_eight_times(lab: Layout, strategy: str) -> None:
+    """And copies of what is saved one whole with ddp, and eight parts of it with fsdp."""
+    parameters = {"architecture": "gpt2", "hidden_size": 256, "num_layers": 8, "num_heads": 2, "max_tokens": 32}
+    config = make_config("gpt2", model={"parameters": parameters}, training={"distributed": {"strategy": strategy}})
+    enough = examine(config, lab, gpus_per_node=8, gpu="H100", memory_gib=80, host_memory_gib=1024)
+    said = enough.forecast
+    assert said is not None
+    assert not enough.problems
+    memory, num_shares = said.memory, 8 if strategy == "fsdp" else 1
+    assert memory.checkpoint == pytest.approx(said.checkpoints.size_bytes / num_shares, rel=0.01)
+    assert memory.node_when == "loading"
+    assert memory.node - 8 * memory.process == pytest.approx(8 * 4 * said.parameters.total, rel=0.05)
+    host_memory_gib = 0.9 * memory.node / 2**30
+    little = examine(config, lab, gpus_per_node=8, gpu="H100", memory_gib=80, host_memory_gib=host_memory_gib)
+    assert [problem.name for problem in little.problems] == ["host memory"]
+    assert "needed by 8 processes while loading" in little.problems[0].says
 
 
 def test_freed_memory_is_kept_and_taken_again_where_it_fits() -> None:
@@ -340,6 +360,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_a_problem(lab: Layout, monkeypa
     [
         ({"gpu": "H10"}, "Unknown GPU 'H10'. Did you mean 'H100'"),
         ({"num_nodes": 3}, "world_size is 4, which 3 nodes cannot share out evenly"),
+        ({"host_memory_gib": 64}, "--host-memory is for machines with GPUs; .* --memory"),
         ({"gpus_per_node": 8}, "--nodes 1 x 8 processes are 8 processes, and training.distributed.world_size is 4"),
     ],
 )

@@ -28,7 +28,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one training process."""
+    """Bytes of the first training process, and in the machine's memory of all those on its node."""
 
     process: int
     """The interpreter, its libraries and the encoded rows."""
@@ -40,10 +40,13 @@ class Memory:
     evaluation: int
     """Activations and logits of a batch of the evaluation."""
     checkpoint: int
-    """The copy of weights and optimizer that is written while training goes on."""
+    """The copy of weights and optimizer that is written while training goes on; with fsdp a process's share."""
     host: int
     """The most at once in the machine's memory."""
     host_when: str
+    node: int
+    """The most at once in the machine's memory, of all processes there."""
+    node_when: str
     gpu: int | None
     """The most at once in a GPU's, without the 0.5 GiB or so that its driver takes; None without one."""
     gpu_when: str | None
@@ -57,7 +60,8 @@ class Memory:
         host = f"{size_text(self.host)} a process, most while {self.host_when}"
         if self.gpu is None:
             return f"{host} ({parts})"
-        return f"{size_text(self.gpu)} of its GPU, most while {self.gpu_when}; {host} ({parts})"
+        node = f"{size_text(self.node)} of a node, most while {self.node_when}"
+        return f"{size_text(self.gpu)} of its GPU, most while {self.gpu_when}; {host}; {node} ({parts})"
 
 
 def read_process() -> Process:
@@ -83,20 +87,32 @@ def load_what_training_loads(spec: ModelSpec, config: RunConfig) -> None:
         build_model(unquantized(spec))
 
 
-def estimate(process: Process, traced: Traced, *, on_gpu: bool) -> Memory:
-    """The fullest of a process's phases; `process` is as it is with all rows encoded, before there is a model."""
+def estimate(process: Process, traced: Traced, *, on_gpu: bool, num_local: int) -> Memory:
+    """The fullest of the phases, of the first process and of its node.
+
+    Args:
+        process: as it is with all rows encoded, before there is a model.
+        num_local: processes on a node.
+    """
     weights, state = traced.weights, traced.weights + traced.optimizer
     on_device = {
         "training": state + traced.step,
         "validating": state + traced.evaluation,
         "scoring": state + weights + traced.evaluation,
     }
-    on_host = traced.kept
+    on_host = others = traced.kept
     if on_gpu:
-        reading = traced.checkpoint + weights
-        on_host = {"loading": traced.kept["loading"], "saving": traced.checkpoint, "reading the result back": reading}
+        copied = traced.copied  # into memory that the GPU reads from, which is kept
+        reading = copied + traced.checkpoint + traced.result
+        on_host = {"loading": traced.kept["loading"], "saving": copied, "reading the result back": reading}
+        share = copied if traced.is_sharded else 0
+        others = {"loading": traced.kept["loading"], "saving": share, "reading the result back": share}
+    on_node = {
+        name: size + (num_local - 1) * others[name] + num_local * process.now for name, size in on_host.items()
+    } | {"encoding": num_local * process.peak}
     on_host = {name: size + process.now for name, size in on_host.items()} | {"encoding": process.peak}
     host_when = max(on_host, key=lambda name: on_host[name])
+    node_when = max(on_node, key=lambda name: on_node[name])
     gpu_when = max(on_device, key=lambda name: on_device[name]) if on_gpu else None
     return Memory(
         process=process.now,
@@ -105,9 +121,11 @@ def estimate(process: Process, traced: Traced, *, on_gpu: bool) -> Memory:
         optimizer=traced.optimizer,
         step=traced.step,
         evaluation=traced.evaluation,
-        checkpoint=traced.checkpoint,
+        checkpoint=traced.copied,
         host=on_host[host_when],
         host_when=host_when,
+        node=on_node[node_when],
+        node_when=node_when,
         gpu=None if gpu_when is None else on_device[gpu_when],
         gpu_when=gpu_when,
     )

@@ -59,7 +59,13 @@ class Traced:
     evaluation: int
     """Activations and logits of a batch that is only looked at, likewise."""
     checkpoint: int
-    """Weights and optimizer as they are saved."""
+    """Weights and optimizer as they are saved, by all processes."""
+    copied: int
+    """What this process copies of them before it is written."""
+    result: int
+    """Weights of the model that is scored at the end, which is whole."""
+    is_sharded: bool
+    """Whether weights, gradients, optimizer and the copy are this process's share."""
     kept: dict[str, int]
     """By phase, what a process that computes on a processor keeps at most for all of its tensors."""
 
@@ -144,12 +150,15 @@ def trace(
         step=live.peak_of("training") - held,
         evaluation=max(0, live.peak_of("validating") - held),
         checkpoint=checkpoint,
+        copied=checkpoint,
+        result=weights,
+        is_sharded=False,
         kept=replay(live.events, pass_length=live.count_in("training") / num_passes),
     )
     traced = _with_sums(traced, _untraced_sums(plan, config, world, is_exact=is_exact))
     if spec.lora is not None and spec.lora.quantization is not None:
         traced = _quantized(traced, model)
-    return _sharded(traced, model, config, plan, world) if is_sharded else traced
+    return _sharded(traced, model, config, plan, world, midway=midway) if is_sharded else traced
 
 
 def unquantized(spec: ModelSpec) -> ModelSpec:
@@ -250,11 +259,11 @@ def _quantized(traced: Traced, model: nn.Module) -> Traced:
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and not layer.weight.requires_grad]
     sizes = [layer.weight.numel() for layer in linear]
     weights = traced.weights - int(sum(sizes) * (4 - NF4_BYTES))
-    return replace(traced, weights=weights, step=traced.step + 2 * max(sizes, default=0))
+    return replace(traced, weights=weights, result=weights, step=traced.step + 2 * max(sizes, default=0))
 
 
-def _sharded(traced: Traced, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> Traced:
-    """With weights, gradients and optimizer shared out, and what is gathered of them for the computation.
+def _sharded(traced: Traced, model: nn.Module, config: RunConfig, plan: Plan, world: World, *, midway: bool) -> Traced:
+    """With weights, gradients, optimizer and their copy shared out, and what is gathered of them for the computation.
 
     That is two layers at a time and all that is in none of them; or everything, where a process has several microbatches
     and its gradients are not reduced before the last.
@@ -274,6 +283,13 @@ def _sharded(traced: Traced, model: nn.Module, config: RunConfig, plan: Plan, wo
         gathered //= 2
     weights, optimizer = traced.weights // num_shares, traced.optimizer // num_shares
     step = traced.step - traced.gradients + gradients + gathered
+    copied = traced.checkpoint // num_shares
     spared = traced.weights + traced.optimizer + traced.step - weights - optimizer - step
-    kept = {name: size - spared if name in ("training", "validating") else size for name, size in traced.kept.items()}
-    return replace(traced, weights=weights, optimizer=optimizer, step=step, kept=kept)
+    spared_copy = traced.checkpoint - copied
+    kept = {
+        **traced.kept,
+        "training": traced.kept["training"] - spared - (spared_copy if midway else 0),
+        "validating": traced.kept["validating"] - spared - (spared_copy if midway else 0),
+        "saving": traced.kept["saving"] - spared - spared_copy,
+    }
+    return replace(traced, weights=weights, optimizer=optimizer, step=step, copied=copied, is_sharded=True, kept=kept)

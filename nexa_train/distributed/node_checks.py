@@ -84,7 +84,7 @@ def _memory(world: World, device: torch.device, need_bytes: int) -> Check:
         free, total = torch.cuda.mem_get_info(world.local_rank)
         says = f"{_gib(free)} of {_gib(total)} free on GPU {world.local_rank} ({_gib(need)} needed)"
         return Check("memory", free >= need, says, "End the other processes on that GPU (nvidia-smi lists them).")
-    available = _available_memory()
+    available = available_memory()
     if available is None:
         return Check("memory", None, f"{MEMORY} cannot be read")
     need *= world.local_size
@@ -92,7 +92,7 @@ def _memory(world: World, device: torch.device, need_bytes: int) -> Check:
     return Check("memory", available >= need, says, "End other programs, or start fewer processes on this node.")
 
 
-def _available_memory() -> int | None:
+def available_memory() -> int | None:
     """What the machine has left, or the container where that is less; None where neither can be read."""
     known = [size for size in (_machine_memory(), _container_memory()) if size is not None]
     return min(known, default=None)
