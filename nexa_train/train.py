@@ -173,6 +173,9 @@ def _run_in(
                 durable.write_json(folder.health, meeting.health.as_json())
         with meeting.heartbeat.phase("reading the checkpoint"):
             state = restore_state(job, folder, group=meeting.group)
+        if job.is_exact and job.config.training.num_threads is None and is_main and not meeting.group.world.is_alone:
+            threads = job.inputs["numerics"]["num_threads"]
+            logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
         _train(job, folder, state, meter, meeting)
         with meeting.heartbeat.phase("scoring"):
