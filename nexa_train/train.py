@@ -108,15 +108,16 @@ def _run_here(
 ) -> TrainingResult:
     """This process's part."""
     timeout_seconds = config.training.distributed.timeout_seconds
+    unfit_path = layout.logs / f"{config.experiment}_{config.name}_health.json"
     try:
         job, run_before = _prepare(config, world, layout, resume, resume_from)
     except (UserError, NodeError) as error:
-        tell_others(world, error, environment=os.environ, timeout_seconds=timeout_seconds)
+        tell_others(world, error, environment=os.environ, unfit_path=unfit_path, timeout_seconds=timeout_seconds)
         raise
     if job is None:
         assert run_before is not None
         facts = {"run": f"{run_before.run_id}, which is finished"}
-        compare(world, facts, environment=os.environ, timeout_seconds=timeout_seconds)
+        compare(world, facts, environment=os.environ, unfit_path=unfit_path, timeout_seconds=timeout_seconds)
         logger.info("run %s of this config is finished already; there is nothing to resume", run_before.run_id)
         return read_result(layout, run_before)
     written_to = None if run_before is None else run_before.checkpoints
@@ -129,6 +130,7 @@ def _run_here(
         config=config.deciding(exact=job.is_exact),
         dataset_fingerprint=job.dataset.fingerprint,
         facts=shared_facts(job, run_before),
+        unfit_path=unfit_path,
         timeout_seconds=timeout_seconds,
     ) as meeting:
         folder = run_before or _begin_together(meeting.group, job, now=now)

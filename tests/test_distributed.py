@@ -233,6 +233,13 @@ def test_what_keeps_one_process_from_beginning_is_heard_by_all_and_a_mistake_of_
         for rank in (0, 1):
             assert says in ranks.said(rank)
             assert "differs" not in ranks.said(rank)
+    kept = lab.logs / "test_mlp_health.json"
+    assert kept.exists() == (SOUND in changes)
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        assert not found["fit"]
+        assert len(found["nodes"]) == 2
+        assert says.removeprefix("): ").rstrip() in found["problems"][0]
 
 
 # The sum

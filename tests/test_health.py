@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import is_nccl_available
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from nexa_core.errors import UserError
@@ -30,7 +31,7 @@ from nexa_train.distributed.collectives import (
 )
 from nexa_train.distributed.facts import describe_node, driver_version
 from nexa_train.distributed.gpu_errors import memory_errors, xid_errors
-from nexa_train.distributed.health import Check, check_together, name_ranks, share_health
+from nexa_train.distributed.health import Check, name_ranks, share_health
 from nexa_train.distributed.node_checks import check_node
 from nexa_train.distributed.store import read_endpoint
 from nexa_train.distributed.world import World
@@ -135,6 +136,11 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> Non
         ("echo '0, GPU-a, 0, Yes, No'", False, "Yes memory rows waiting to be remapped"),
         ("echo '0, GPU-a, 0, No, No'; echo '1, GPU-b, 9, No, No'", True, "no uncorrected errors on 1 GPU"),
         ("echo '0, GPU-a, [N/A], [N/A], [N/A]'", None, "not readable: 1 GPUs count no memory errors"),
+        ("echo '0, GPU-a, 0, No, No'; echo 'WARNING: infoROM is corrupted'", True, "no uncorrected errors on 1 GPU"),
+        ("echo 'WARNING: infoROM'; echo '0, GPU-a, 3, No, No'", False, "GPU 0 (GPU-a) has 3 uncorrected"),
+        ("echo 'No devices were found'", None, "not readable: nvidia-smi said 'No devices were found'"),
+        ("echo '0, GPU-a, 0'", None, "not readable: nvidia-smi said '0, GPU-a, 0'"),
+        ("true", None, "not readable: nvidia-smi said 'no output'"),
         ("echo 'Unable to determine the device handle'; exit 15", False, "nvidia-smi ended with 15: Unable to"),
     ],
 )
@@ -192,6 +198,11 @@ def test_facts_name_each_setting_and_package(tmp_path: Path) -> None:
     assert driver_version(tmp_path / "none") == "none"
 
 
+@pytest.mark.skipif(is_nccl_available(), reason="for builds of torch without NCCL")
+def test_a_build_without_nccl_says_so() -> None:
+    assert describe_node(device=GPU)["nccl"] == "none"
+
+
 def test_ranks_are_named_in_spans() -> None:
     assert [name_ranks([3]), name_ranks([5, 0, 2, 3, 4])] == ["rank 3", "ranks 0, 2-5"]
 
@@ -214,7 +225,7 @@ def meet(
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
     """Check together as host a (rank 0), b, ...; print what rank 0 would write."""
-    health = check_together(
+    health = share_health(
         store,
         world,
         facts.get(world.rank, {"code": "1111"}),
@@ -223,6 +234,7 @@ def meet(
         host="abc"[world.rank],
         clock=lambda: time.time() + (skew if world.rank else 0.0),
     )
+    health.require_pass()
     print(json.dumps(health.as_json()))
 
 

@@ -266,6 +266,7 @@ def stop_before_joining(world: World, store: Store, folder: Path, port: int) -> 
         config={},
         dataset_fingerprint="",
         facts={},
+        unfit_path=folder / "health.json",
         timeout_seconds=2 * TIMEOUT_SECONDS,
     ):
         print("met")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import is_nccl_available
 
 from nexa_core import digests
 from nexa_core.environment import dependency_versions
@@ -18,7 +19,7 @@ DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 def describe_node(
     *, device: torch.device, config: Mapping[str, Any] | None = None, dataset_fingerprint: str | None = None
 ) -> dict[str, str]:
-    """Facts by name; `check_together` refuses the ranks whose facts differ from the others'.
+    """Facts by name; `share_health` refuses the ranks whose facts differ from the others'.
 
     A package or a setting is a fact of its own, so that a difference is named and not only noticed.
     """
@@ -31,7 +32,7 @@ def describe_node(
     if device.type == "cuda":
         facts["driver"] = driver_version(DRIVER_VERSION)
         facts["cuda"] = torch.version.cuda or "none"
-        facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if is_nccl_available() else "none"
     if config is not None:
         facts.update(_settings(config, "config "))
     if dataset_fingerprint is not None:

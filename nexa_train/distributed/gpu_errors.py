@@ -51,7 +51,10 @@ def memory_errors(uuid: str | None) -> Check:
     if done.returncode != 0:
         says = f"nvidia-smi ended with {done.returncode}: {_last_line(done.stdout + done.stderr)}"
         return Check(name, False, says, "Reload the NVIDIA driver or restart the node.")
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    rows = [row for line in lines if len(row := [cell.strip() for cell in line.split(",")]) == 2 + len(MEMORY_ERRORS)]
+    if not rows:  # lines of another form are warnings, such as that of a corrupted infoROM
+        return Check(name, None, f"not readable: nvidia-smi said {_last_line(done.stdout)!r} and no GPU's numbers")
     rows = [row for row in rows if uuid is not None and row[1].endswith(uuid)] or rows
     found = [
         f"GPU {row[0]} ({row[1]}) has {row[2 + column]} {meaning}"

@@ -136,27 +136,6 @@ def require_rendezvous(world: World, checks: Iterable[Check]) -> None:
             raise NodeError(f"{world.name}: {_join(check.name, check.says, check.do)}")
 
 
-def check_together(
-    store: Store | None,
-    world: World,
-    facts: Mapping[str, str],
-    checks: Sequence[Check],
-    *,
-    timeout_seconds: float,
-    host: str | None = None,
-    clock: Callable[[], float] = time.time,
-) -> Health:
-    """The health of all ranks, when all of them are fit; through the store alone, so that nothing hangs.
-
-    Raises:
-        NodeError: on every rank with the same words: a check failed somewhere, a fact differs, a clock is off, or a
-            rank did not report in time.
-    """
-    health = share_health(store, world, facts, checks, timeout_seconds=timeout_seconds, host=host, clock=clock)
-    health.require_pass()
-    return health
-
-
 def share_health(
     store: Store | None,
     world: World,
@@ -167,7 +146,13 @@ def share_health(
     host: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Health:
-    """Like `check_together`, for who wants to see the verdict before acting on it."""
+    """The health of all ranks, the same verdict on each; through the store alone, so that nothing hangs.
+
+    They are unfit when a check failed somewhere, a fact differs, a clock is off, or a rank did not report in time.
+
+    Raises:
+        NodeError: the store is gone or does not answer.
+    """
     mine = NodeReport(world.rank, world.node, host or socket.gethostname(), dict(facts), tuple(checks))
     gathered_here: list[Gathered] = []
 
