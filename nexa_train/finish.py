@@ -1,15 +1,22 @@
 """The end of a run: its weights chosen, scored, published, and its manifest written last."""
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
 
 from nexa_core import durable
 from nexa_core.cost import CostMeter
 from nexa_core.lineage import compare_with_twin, read_lineage, write_lineage
 from nexa_core.manifest import Manifest, read_manifest, write_manifest
+from nexa_core.metrics import Scores
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, publish_run
 from nexa_models.checkpoint import load_checkpoint, model_of
@@ -18,6 +25,8 @@ from nexa_models.sharded import SUFFIX, consolidate, files_of, is_sharded
 from nexa_train.checkpoints import list_checkpoints, prune_checkpoints, ranked_checkpoints
 from nexa_train.job import Job
 from nexa_train.loop import State
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,8 @@ def finish_run(
     if is_sharded(chosen):
         chosen = _made_one_file(chosen)
         checkpoints.append(chosen)
-    model = model_of(load_checkpoint(chosen)).to(job.device)
-    split = config.evaluation.split
-    predictions, scores = score_split(model, spec, dataset, split, config.evaluation, device=job.device)
-    described = describe_scores(scores, spec, dataset=dataset.key, split=split, step=step)
+    predictions, scores = _score(job, model_of(load_checkpoint(chosen)))
+    described = describe_scores(scores, spec, dataset=dataset.key, split=config.evaluation.split, step=step)
     written = write_results(layout, run, described, predictions if config.evaluation.save_predictions else None)
     meter.write(step=state.step)
     begun = read_lineage(run)
@@ -82,6 +89,28 @@ def finish_run(
     }
     path = write_manifest(layout, manifest)
     return TrainingResult(run, path, manifest, chosen, described, twin)
+
+
+def release(state: State, *, is_sharded: bool) -> None:
+    """Free what training held besides the weights; shards leave the GPU, where the whole model is to be scored."""
+    state.optimizer.state.clear()
+    if is_sharded:
+        state.model.cpu()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _score(job: Job, model: nn.Module) -> tuple[pa.Table, Scores]:
+    """Predictions and scores; of a model that needs several GPUs, on the processors."""
+    score = partial(score_split, spec=job.spec, dataset=job.dataset, split=job.config.evaluation.split)
+    try:
+        return score(model.to(job.device), settings=job.config.evaluation, device=job.device)
+    except torch.cuda.OutOfMemoryError:
+        if not job.is_sharded:
+            raise
+    logger.info("the whole model has no room on one GPU: it is scored on the processors")
+    torch.cuda.empty_cache()
+    return score(model.cpu(), settings=job.config.evaluation, device=torch.device("cpu"))
 
 
 def _made_one_file(chosen: Path) -> Path:

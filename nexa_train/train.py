@@ -29,7 +29,7 @@ from nexa_train.distributed.meeting import Meeting, compare, meet, tell_others
 from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
-from nexa_train.finish import TrainingResult, finish_run, read_result
+from nexa_train.finish import TrainingResult, finish_run, read_result, release
 from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
@@ -181,6 +181,7 @@ def _run_in(
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
         _train(job, folder, state, meter, meeting)
         with meeting.heartbeat.phase("scoring"):
+            release(state, is_sharded=job.is_sharded)
             if is_main:
                 result = finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
             meeting.group.wait_for_all()

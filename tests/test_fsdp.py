@@ -7,8 +7,9 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ from nexa_train.distributed.group import Group
 from nexa_train.distributed.sharding import shard
 from nexa_train.distributed.shards import FolderWriter, Shards, load_whole_optimizer, read_shards
 from nexa_train.distributed.world import World
+from nexa_train.finish import _score, release
+from nexa_train.job import make_job
+from nexa_train.loop import State
 from nexa_train.optim import build_optimizer
 from nexa_train.train import run
 from scripts.cli import main
@@ -322,6 +326,42 @@ def test_a_weight_that_cannot_be_cut_is_named_before_a_run_begins(
     with pytest.raises(UserError, match="cannot cut 'scale'"):
         run(config, layout=lab)
     assert not lab.runs.exists()
+
+
+# The end of a run
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_optimizer_and_what_was_gathered_are_gone_before_the_result_is_scored(tmp_path: Path) -> None:
+    model, optimizer, _ = trained(tmp_path)
+    model(**INPUTS)  # the root's weights stay gathered after it
+    assert not all(isinstance(weight, DTensor) for weight in model.parameters())
+    release(State(model, optimizer), is_sharded=True)
+    assert all(isinstance(weight, DTensor) and weight.device == CPU for weight in model.parameters())
+    assert not optimizer.state
+
+
+def test_a_result_too_large_for_one_gpu_is_scored_on_the_processors(
+    lab: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(make_config("mlp"), lab, world=ALONE, source=None)
+    wanted = _score(job, job.model)
+    forward, failed = job.model.forward, []
+
+    def full_at_first(features: torch.Tensor) -> torch.Tensor:
+        if not failed:
+            failed.append(True)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return cast(torch.Tensor, forward(features))
+
+    monkeypatch.setattr(job.model, "forward", full_at_first)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        _score(job, job.model)
+    failed.clear()
+    caplog.set_level("INFO")
+    predictions, scores = _score(replace(job, is_sharded=True), job.model)
+    assert (predictions, scores) == wanted
+    assert "scored on the processors" in caplog.text
 
 
 # Two processes

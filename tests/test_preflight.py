@@ -213,12 +213,21 @@ def test_the_machine_of_eight_gpus_builds_the_model_eight_times(lab: Layout, str
     assert not enough.problems
     memory, num_shares = said.memory, 8 if strategy == "fsdp" else 1
     assert memory.checkpoint == pytest.approx(said.checkpoints.size_bytes / num_shares, rel=0.01)
-    assert memory.node_when == "loading"
     assert memory.node - 8 * memory.process == pytest.approx(8 * 4 * said.parameters.total, rel=0.05)
     host_memory_gib = 0.9 * memory.node / 2**30
     little = examine(config, lab, gpus_per_node=8, gpu="H100", memory_gib=80, host_memory_gib=host_memory_gib)
     assert [problem.name for problem in little.problems] == ["host memory"]
-    assert "needed by 8 processes while loading" in little.problems[0].says
+    assert "needed by 8 processes while" in little.problems[0].says
+
+
+def test_the_end_of_a_sharded_run_needs_the_whole_checkpoint_and_model_beside_the_shards(lab: Layout) -> None:
+    """12 bytes a weight in the pinned copies and 4 in shards, over both processes; 16 more in the one that reads."""
+    parameters = {"architecture": "gpt2", "hidden_size": 512, "num_layers": 2, "num_heads": 2, "max_tokens": 32}
+    config = make_config("gpt2", model={"parameters": parameters}, training={"distributed": {"strategy": "fsdp"}})
+    said = forecast(lab, config, gpus_per_node=2, gpu="H100")
+    assert said.memory.node_when == "reading the result back"
+    assert said.memory.node - 2 * said.memory.process == pytest.approx(32 * said.parameters.total, rel=0.02)
+    assert said.memory.gpu_when == "training"
 
 
 def test_freed_memory_is_kept_and_taken_again_where_it_fits() -> None:

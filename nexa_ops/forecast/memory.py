@@ -95,18 +95,26 @@ def estimate(process: Process, traced: Traced, *, on_gpu: bool, num_local: int) 
         num_local: processes on a node.
     """
     weights, state = traced.weights, traced.weights + traced.optimizer
+    scoring = traced.result + traced.evaluation
     on_device = {
         "training": state + traced.step,
         "validating": state + traced.evaluation,
-        "scoring": state + weights + traced.evaluation,
     }
+    if not traced.is_sharded:
+        on_device["scoring"] = weights + scoring
     on_host = others = traced.kept
     if on_gpu:
         copied = traced.copied  # into memory that the GPU reads from, which is kept
-        reading = copied + traced.checkpoint + traced.result
-        on_host = {"loading": traced.kept["loading"], "saving": copied, "reading the result back": reading}
-        share = copied if traced.is_sharded else 0
-        others = {"loading": traced.kept["loading"], "saving": share, "reading the result back": share}
+        left = copied + (weights if traced.is_sharded else 0)  # shards leave the GPU when the training is over
+        on_host = {
+            "loading": traced.kept["loading"],
+            "saving": copied,
+            "reading the result back": left + traced.checkpoint + traced.result,
+        }
+        others = {**dict.fromkeys(on_host, 0), "loading": traced.kept["loading"]}
+        if traced.is_sharded:  # the result is scored here where one GPU has no room for it
+            on_host["scoring"] = left + scoring
+            others |= {"saving": copied, "reading the result back": left, "scoring": left}
     on_node = {
         name: size + (num_local - 1) * others[name] + num_local * process.now for name, size in on_host.items()
     } | {"encoding": num_local * process.peak}

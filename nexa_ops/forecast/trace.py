@@ -123,8 +123,10 @@ def trace(
             saver.save(state)
             _copies(max(saver.copies, key=_size))  # on its way to the file
             saver.copies.clear()
+            optimizer, saved = bytes_of(tensors_in(state.optimizer.state_dict())), _shapes(_saved(state, spec))
+            state.optimizer.state.clear()
             live.phase = "reading the result back"
-            read = _copies(_saved(state, spec))
+            read = _tensors(saved)
             result = build_model(unquantized(spec))
             del read
             live.phase = "scoring"
@@ -137,7 +139,6 @@ def trace(
         ) from None
     weights = bytes_of([*model.parameters(), *model.buffers()])
     checkpoint = checkpoint_bytes(model, spec, config.training.optimizer)
-    optimizer = bytes_of(tensors_in(state.optimizer.state_dict()))
     held = weights + optimizer + (checkpoint if midway else 0)
     num_passes = (len(heaviest) + 1) * min(-(-len(plan.microbatches(0)) // world.size), MOST_TRACED)
     gradients = bytes_of([weight for weight in model.parameters() if weight.requires_grad])
@@ -226,8 +227,16 @@ def _saved(state: State, spec: ModelSpec) -> dict[str, Any]:
 
 def _copies(value: Any) -> list[Tensor]:
     """A copy of each storage behind the tensors in a value."""
+    return _tensors(_shapes(value))
+
+
+def _shapes(value: Any) -> list[tuple[torch.Size, torch.dtype]]:
     distinct = {tensor.untyped_storage()._cdata: tensor for tensor in tensors_in(value)}
-    return [torch.empty_like(tensor) for tensor in distinct.values()]
+    return [(tensor.shape, tensor.dtype) for tensor in distinct.values()]
+
+
+def _tensors(shapes: Sequence[tuple[torch.Size, torch.dtype]]) -> list[Tensor]:
+    return [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
 
 
 def _size(tensor: Tensor) -> int:
@@ -291,5 +300,9 @@ def _sharded(traced: Traced, model: nn.Module, config: RunConfig, plan: Plan, wo
         "training": traced.kept["training"] - spared - (spared_copy if midway else 0),
         "validating": traced.kept["validating"] - spared - (spared_copy if midway else 0),
         "saving": traced.kept["saving"] - spared - spared_copy,
+        **{
+            name: traced.kept[name] - (traced.weights - weights)  # the shards that are still there
+            for name in ("reading the result back", "scoring")
+        },
     }
     return replace(traced, weights=weights, optimizer=optimizer, step=step, copied=copied, is_sharded=True, kept=kept)
