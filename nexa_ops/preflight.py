@@ -274,7 +274,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
         is_exact=is_exact,
         on_gpu=place.on_gpu,
     )
-    checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint)
+    checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint, is_sharded=traced.is_sharded)
     memory = estimate(process, traced, on_gpu=place.on_gpu, num_local=world.local_size)
     checks = [_check_scored(dataset, config), *_check_room(config, layout, place, memory, checkpoints)]
     fits = not any(check.failed for check in checks)

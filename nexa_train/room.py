@@ -12,6 +12,7 @@ from nexa_core.config.training import Optimizer, Training
 from nexa_models.lora import saved_state
 from nexa_models.spec import ModelSpec
 from nexa_train.checkpoints import NEWEST_KEPT, is_scheduled
+from nexa_train.job import Job
 from nexa_train.optim import state_bytes
 from nexa_train.order import Plan
 
@@ -33,11 +34,14 @@ class Checkpoints:
         return asdict(self)
 
 
-def count_checkpoints(plan: Plan, training: Training, spec: ModelSpec, *, tensor_bytes: int) -> Checkpoints:
+def count_checkpoints(
+    plan: Plan, training: Training, spec: ModelSpec, *, tensor_bytes: int, is_sharded: bool
+) -> Checkpoints:
     """The checkpoints of a run that begins anew.
 
     Args:
         tensor_bytes: weights and optimizer of one; the tokenizer and all else that describes it is added.
+        is_sharded: whether the result is made one file besides.
     """
     scheduled = schedule_checkpoints(plan, training)
     size_bytes = tensor_bytes + len(digests.canonical_json(spec.as_json()))
@@ -45,18 +49,25 @@ def count_checkpoints(plan: Plan, training: Training, spec: ModelSpec, *, tensor
     if stopping is not None:  # the first epoch is always better than none
         last = (stopping.patience_epochs + 1) * plan.steps_per_epoch
         soonest = [step for step in scheduled if step <= last]
+
+    def most_at_once(scheduled: Sequence[int]) -> int:
+        kept = _count_kept(plan, training, scheduled)
+        return kept + 1 if is_sharded else min(len(scheduled), kept + 1)
+
     return Checkpoints(
         written=len(scheduled),
         kept=_count_kept(plan, training, scheduled),
         size_bytes=size_bytes,
-        disk_bytes=_most_at_once(plan, training, scheduled) * size_bytes,
-        needed_bytes=_most_at_once(plan, training, soonest) * size_bytes,
+        disk_bytes=most_at_once(scheduled) * size_bytes,
+        needed_bytes=most_at_once(soonest) * size_bytes,
     )
 
 
-def room_needed(plan: Plan, training: Training, spec: ModelSpec, model: nn.Module, *, folder: Path | None) -> int:
+def room_needed(job: Job, *, folder: Path | None) -> int:
     """Bytes that have to be free for a run's checkpoints, those that lie in `folder` already left out."""
-    found = count_checkpoints(plan, training, spec, tensor_bytes=checkpoint_bytes(model, spec, training.optimizer))
+    training = job.config.training
+    size_bytes = checkpoint_bytes(job.model, job.spec, training.optimizer)
+    found = count_checkpoints(job.plan, training, job.spec, tensor_bytes=size_bytes, is_sharded=job.is_sharded)
     there = 0 if folder is None else _bytes_there(folder)
     return max(found.needed_bytes - there, found.size_bytes)  # one is written before another is deleted
 
@@ -75,10 +86,6 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind some tensors, each counted once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
-
-
-def _most_at_once(plan: Plan, training: Training, scheduled: Sequence[int]) -> int:
-    return min(len(scheduled), _count_kept(plan, training, scheduled) + 1)
 
 
 def _count_kept(plan: Plan, training: Training, scheduled: Sequence[int]) -> int:

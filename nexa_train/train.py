@@ -125,7 +125,7 @@ def _run_here(
         world,
         environment=os.environ,
         folder=layout.runs / config.experiment,
-        need_bytes=room_needed(job.plan, config.training, job.spec, job.model, folder=written_to),
+        need_bytes=room_needed(job, folder=written_to),
         device=job.device,
         config=config.deciding(exact=job.is_exact),
         dataset_fingerprint=job.dataset.fingerprint,

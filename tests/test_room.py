@@ -1,5 +1,6 @@
 """The room for checkpoints that training asks for: what is really written, and what is not there already."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ def test_a_run_asks_for_what_preflight_asks_for(lab: Layout, training: dict[str,
     said = examine(config, lab).forecast
     assert said is not None
     num_epochs = 2 if "early_stopping" in training else 5
-    asked = room_needed(job.plan, config.training, job.spec, job.model, folder=None)
+    asked = room_needed(job, folder=None)
     assert asked == said.checkpoints.needed_bytes == num_epochs * said.checkpoints.size_bytes
+
+
+def test_a_sharded_run_needs_room_for_the_file_that_is_made_of_its_result(lab: Layout) -> None:
+    job = make_job(make_config("mlp"), lab, world=World(), source=None)  # two epochs, both kept
+    whole, sharded = room_needed(job, folder=None), room_needed(replace(job, is_sharded=True), folder=None)
+    assert sharded == whole * 3 / 2
 
 
 def test_a_run_that_goes_on_asks_only_for_what_is_not_there_yet(lab: Layout) -> None:
@@ -71,10 +78,10 @@ def test_a_run_that_goes_on_asks_only_for_what_is_not_there_yet(lab: Layout) -> 
     folder = run(config, layout=lab).run.checkpoints
     job = make_job(config, lab, world=World(), source=None)
     size = checkpoint_bytes(job.model, job.spec, config.training.optimizer)
-    whole = count_checkpoints(job.plan, config.training, job.spec, tensor_bytes=size)
+    whole = count_checkpoints(job.plan, config.training, job.spec, tensor_bytes=size, is_sharded=False)
 
     def asked() -> int:
-        return room_needed(job.plan, config.training, job.spec, job.model, folder=folder)
+        return room_needed(job, folder=folder)
 
     assert asked() == whole.size_bytes  # all are there: only the one that takes the place of an older one
     for epoch in (2, 3, 4):
