@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -28,6 +29,11 @@ from nexa_train.loop import State
 
 logger = logging.getLogger(__name__)
 
+PASS_SECONDS = 600.0
+"""From the beginning of a pass over a batch to that of the next, or to the scores."""
+WRITING_SECONDS = 3600.0
+"""For the digests of all checkpoints and the files at the end."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -51,9 +57,20 @@ class TrainingResult:
 
 
 def finish_run(
-    job: Job, run: RunFolder, state: State, meter: CostMeter, *, config_path: Path, now: datetime
+    job: Job,
+    run: RunFolder,
+    state: State,
+    meter: CostMeter,
+    *,
+    config_path: Path,
+    now: datetime,
+    renew: Callable[[float], None],
 ) -> TrainingResult:
-    """Score the chosen checkpoint on the evaluation split and write all that marks the run as done."""
+    """Score the chosen checkpoint on the evaluation split and write all that marks the run as done.
+
+    Args:
+        renew: is told at each sign of progress how many seconds the next may take.
+    """
     layout, config, dataset, spec = job.layout, job.config, job.dataset, job.spec
     steps_per_epoch = job.plan.steps_per_epoch
     prune_checkpoints(run.checkpoints, job.plan, config.training.checkpoints, state.history, finished=True)
@@ -64,7 +81,11 @@ def finish_run(
     if is_sharded(chosen):
         chosen = _made_one_file(chosen)
         checkpoints.append(chosen)
-    predictions, scores = _score(job, model_of(load_checkpoint(chosen)))
+    model = model_of(load_checkpoint(chosen))
+    for part in (model, *model.children()):  # each token of a completion is a pass of the inner model
+        part.register_forward_pre_hook(lambda *_: renew(PASS_SECONDS))
+    predictions, scores = _score(job, model)
+    renew(WRITING_SECONDS)
     described = describe_scores(scores, spec, dataset=dataset.key, split=config.evaluation.split, step=step)
     written = write_results(layout, run, described, predictions if config.evaluation.save_predictions else None)
     meter.write(step=state.step)

@@ -180,11 +180,21 @@ def _run_in(
             logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
         _train(job, folder, state, meter, meeting)
-        with meeting.heartbeat.phase("scoring"):
-            release(state, is_sharded=job.is_sharded)
-            if is_main:
-                result = finish_run(job, folder, state, meter, config_path=config_path or folder.config, now=now())
-            meeting.group.wait_for_all()
+        release(state, is_sharded=job.is_sharded)
+        if is_main:
+            with meeting.heartbeat.phase("scoring"):
+                result = finish_run(
+                    job,
+                    folder,
+                    state,
+                    meter,
+                    config_path=config_path or folder.config,
+                    now=now(),
+                    renew=meeting.heartbeat.renew,
+                )
+        else:  # ahead of the main process, whose phase alone counts
+            meeting.heartbeat.beat(state.step, "waiting for the scores")
+        meeting.group.wait_for_all()
     return result if is_main else read_result(job.layout, folder)
 
 
@@ -237,6 +247,8 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             notify=heartbeat.beat,
         )
         rates = throughput.report()  # before the last checkpoint is waited for
+        with heartbeat.phase("writing the last checkpoint"):
+            writer.wait()
     meter.note_rates(rates)
     if world.is_main:
         logger.info("%s", rates_as_text(rates))

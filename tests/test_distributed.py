@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from nexa_train.distributed.group import Group, join
 from nexa_train.distributed.strategies import Exact, sum_strided
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import StepData
+from nexa_train.finish import PASS_SECONDS
 from nexa_train.start import require_shared
 from nexa_train.train import run
 from tests.labs import make_config, write_config
@@ -240,6 +242,15 @@ def test_what_keeps_one_process_from_beginning_is_heard_by_all_and_a_mistake_of_
         assert not found["fit"]
         assert len(found["nodes"]) == 2
         assert says.removeprefix("): ").rstrip() in found["problems"][0]
+
+
+def test_every_batch_of_the_scoring_is_a_sign_of_progress(lab: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("nexa_train.distributed.heartbeat.Heartbeat.renew", lambda self, limit: limits.append(limit))
+    result = run(make_config("mlp", training={"max_steps": 1}, evaluation={"batch_size": 10}), layout=lab)
+    num_rows = pq.read_metadata(result.run.predictions).num_rows
+    assert limits.count(PASS_SECONDS) >= num_rows // 10
+    assert limits[-1] > PASS_SECONDS
 
 
 # The sum

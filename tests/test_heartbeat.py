@@ -226,6 +226,40 @@ def test_a_killed_host_of_the_store_is_named(tmp_path: Path) -> None:
         assert "rank 0's store is gone" in ranks.said(1)
 
 
+def score_alone(world: World, store: Store, seconds: float, hangs: bool) -> None:
+    """Rank 0 works and shows progress, while the others wait ahead of it."""
+    with (
+        Heartbeat(store, world, timeout_seconds=TIMEOUT_SECONDS) as heartbeat,
+        join(world, store=store, device=torch.device("cpu"), timeout_seconds=10) as group,
+    ):
+        heartbeat.beat(0)
+        if world.is_main:
+            with heartbeat.phase("scoring"):
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    heartbeat.renew(0.3)
+                    time.sleep(0.05)
+                if hangs:
+                    read_a_batch_for_ever()
+        else:
+            heartbeat.beat(1, "waiting for the scores")
+        group.wait_for_all()
+
+
+def test_a_phase_lasts_as_long_as_it_shows_progress(tmp_path: Path) -> None:
+    with Ranks(tmp_path, score_alone, 3 * TIMEOUT_SECONDS, False) as ranks:
+        assert ranks.wait() == {0: 0, 1: 0}
+
+
+def test_a_phase_that_shows_no_more_progress_is_soon_a_stall_of_that_rank_alone(tmp_path: Path) -> None:
+    with Ranks(tmp_path, score_alone, 0.2, True) as ranks:
+        assert ranks.wait() == {0: 4, 1: 4}
+        assert "rank 0 of 2" in ranks.said(1)
+        assert "it is at step 0 (scoring)" in ranks.said(1)
+        assert "in read_a_batch_for_ever" in ranks.said(1)
+        assert "rank 1 of 2" not in ranks.said(1)
+
+
 # Joining
 
 

@@ -105,6 +105,11 @@ class Heartbeat:
         finally:
             self._pulse.phase = outer
 
+    def renew(self, limit_seconds: float = PHASE_LIMIT_SECONDS) -> None:
+        """A sign of progress within a phase, which may go on for so long from now."""
+        if self._pulse.phase is not None:
+            self._pulse.phase = (self._pulse.phase[0], time.monotonic() + limit_seconds)
+
 
 @dataclass
 class _Pulse:
