@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nexa_core import durable
-from nexa_core.errors import NexaError, NodeError
+from nexa_core.errors import NexaError, NodeError, UserError
 from nexa_train.distributed.group import Group, join
 from nexa_train.distributed.health import START, Check, Health, require_rendezvous, share_health
 from nexa_train.distributed.heartbeat import Heartbeat
@@ -128,5 +128,7 @@ def tell_others(
         health = share_health(store, world, {}, [failed], timeout_seconds=timeout_seconds)
     except NodeError as unheard:
         raise NodeError(f"{error}\nNor could the others be told: {unheard}") from None
+    except UserError:  # no place to meet at is described, to any of them
+        return
     if not health.none_began:
         _require_pass(health, world, unfit_path)
