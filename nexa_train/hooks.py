@@ -44,10 +44,10 @@ class Tracking:
             return
         (step, lr, reading), self._unread = self._unread, None
         loss, gradient_norm = reading.numbers()
-        for name, value in (("loss", loss), ("gradient's norm", gradient_norm)):
+        for said, value in (("The loss became", loss), ("The gradient's norm became", gradient_norm)):
             if not math.isfinite(value):
                 raise GateError(
-                    f"The {name} became {value} at step {step} (learning rate {lr:g}); no checkpoint was written "
+                    f"{said} {value} at step {step} (learning rate {lr:g}); no checkpoint was written "
                     "since. Lower training.optimizer.lr, set training.max_gradient_norm, or look at the data."
                 )
         if step % self._every == 0:

@@ -21,8 +21,10 @@ from nexa_data.prepare import prepare
 from nexa_models.checkpoint import load_checkpoint
 from nexa_models.spec import describe_model
 from nexa_models.vocabulary import encode_plain
+from nexa_ops import preflight
 from nexa_ops.forecast.batches import measure_fill
 from nexa_ops.forecast.heap import Heap
+from nexa_ops.forecast.memory import Process
 from nexa_ops.preflight import Forecast, examine
 from nexa_train.job import arrange, encode_split, make_plan
 from nexa_train.train import run
@@ -57,6 +59,12 @@ def words_lab(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     }
     prepare(DataConfig.model_validate_json(json.dumps({"datasets": [dataset]})), layout)
     return layout
+
+
+@pytest.fixture
+def young_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the tests has had models of its own, and its peak is theirs."""
+    monkeypatch.setattr(preflight, "read_process", lambda: Process(now=2**28, peak=2**28))
 
 
 def forecast(lab: Layout, config: RunConfig, **where: Any) -> Forecast:
@@ -202,6 +210,7 @@ def test_shards_take_less_of_each_gpu(lab: Layout) -> None:
     assert shared.gpu < whole.gpu
 
 
+@pytest.mark.usefixtures("young_process")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_machine_of_eight_gpus_builds_the_model_eight_times(lab: Layout, strategy: str) -> None:
     """And copies of what is saved one whole with ddp, and eight parts of it with fsdp."""
@@ -220,6 +229,7 @@ def test_the_machine_of_eight_gpus_builds_the_model_eight_times(lab: Layout, str
     assert "needed by 8 processes while" in little.problems[0].says
 
 
+@pytest.mark.usefixtures("young_process")
 def test_the_end_of_a_sharded_run_needs_the_whole_checkpoint_and_model_beside_the_shards(lab: Layout) -> None:
     """12 bytes a weight in the pinned copies and 4 in shards, over both processes; 16 more in the one that reads."""
     parameters = {"architecture": "gpt2", "hidden_size": 512, "num_layers": 2, "num_heads": 2, "max_tokens": 32}
