@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -181,6 +181,10 @@ def make_tokenizer(data: Path, folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text for pair in read_pairs(data) for text in pair), trainer)
+    # Who reads texts and not ids learns from it what stands in front of them.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", pair=None, special_tokens=[(BEGIN, BEGIN_ID)]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BEGIN, eos_token=END)
     fast.save_pretrained(folder)
     model_config().save_pretrained(folder)
@@ -190,8 +194,8 @@ def load_rows(data: Path, folder: Path) -> tuple[list[Row], list[Row]]:
     """Rows to train on and rows to validate on, the same for every contestant."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     pairs = read_pairs(data)
-    prompts = tokenizer.encode_batch_fast([prompt for prompt, _ in pairs])
-    completions = tokenizer.encode_batch_fast([completion for _, completion in pairs])
+    prompts = tokenizer.encode_batch_fast([prompt for prompt, _ in pairs], add_special_tokens=False)
+    completions = tokenizer.encode_batch_fast([completion for _, completion in pairs], add_special_tokens=False)
     rows = [
         Row((BEGIN_ID, *prompt.ids, *completion.ids, END_ID), 1 + len(prompt.ids))
         for prompt, completion in zip(prompts, completions, strict=True)
