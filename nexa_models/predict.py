@@ -17,7 +17,7 @@ from nexa_core.metrics import Scores, classification_scores, language_model_scor
 from nexa_data.rows import plain_messages
 from nexa_models.causal_lm import CausalLm
 from nexa_models.chat import prompt_ids, stop_ids
-from nexa_models.encoding import IGNORED, Batch, Encoded, Sequences, encode
+from nexa_models.encoding import Batch, Encoded, Sequences, encode
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import load_tokenizer, special_ids_of, token_bytes
 
@@ -135,11 +135,6 @@ def complete(
                 for row, text in zip(chunk, tokenizer.decode_batch(out.tolist()), strict=True):
                     texts[row] = text
     return texts
-
-
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy in nats of logits (n, classes), summed over the targets (n,) that are not `IGNORED`."""
-    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def cut_rows(encoded: Encoded, batch_size: int) -> list[np.ndarray]:

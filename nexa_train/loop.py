@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from nexa_models.encoding import Batch
+from nexa_models.loss import summed_loss
 from nexa_models.numerics import seed_generators
-from nexa_models.predict import summed_loss
 from nexa_train.distributed.strategies import Learn, Strategy
 from nexa_train.feed import Feed, StepData
 from nexa_train.order import derive_seed

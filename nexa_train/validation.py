@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from nexa_models.encoding import IGNORED, Encoded
-from nexa_models.predict import cut_rows, summed_loss
+from nexa_models.loss import summed_loss
+from nexa_models.predict import cut_rows
 from nexa_train.distributed.group import Group
 
 

@@ -11,8 +11,9 @@ from nexa_core.errors import UserError
 from nexa_models.attention import DENSE_TOKENS, attend_within
 from nexa_models.causal_lm import CausalLm
 from nexa_models.encoding import Batch, PackedRows, Ragged, Sequences, Shapes
+from nexa_models.loss import summed_loss
 from nexa_models.packing import pack
-from nexa_models.predict import MOST_SLOTS, MOST_TARGETS, cut_rows, summed_loss
+from nexa_models.predict import MOST_SLOTS, MOST_TARGETS, cut_rows
 
 ALL = np.arange(9)
 

@@ -14,7 +14,7 @@ from nexa_core.errors import UserError
 from nexa_models.encoding import Batch, Encoded
 from nexa_models.flops import training_flops_per_token
 from nexa_models.lora import saved_state
-from nexa_models.predict import summed_loss
+from nexa_models.loss import summed_loss
 from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model
 from nexa_ops.forecast.batches import Microbatch
