@@ -1,17 +1,20 @@
 """Causal attention inside each document of a pack, on a processor: no mask, and no work for pairs that one would hide.
 
-Registered with transformers under `DOCUMENTS`. It is an operator of its own, so that a compiled model sees one step
-with fixed shapes however the documents lie.
+Registered with transformers under `DOCUMENTS`, and under `DOCUMENTS_COMPILED` with the kernel of `attention_kernel.py`. Either is
+an operator of its own, so that a compiled model sees one step with fixed shapes however the documents lie.
 """
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-DOCUMENTS = "nexa_documents"
+from nexa_models.attention_kernel import attend_within_compiled
+from nexa_models.operators import like, make_differentiable
+
+DOCUMENTS, DOCUMENTS_COMPILED = "nexa_documents", "nexa_documents_compiled"
 DENSE_TOKENS = 512
 """Documents up to here attend through products of whole matrices in bfloat16, where PyTorch's flash kernel is slow."""
 
@@ -26,6 +29,7 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(DOCUMENTS, attend)
+    AttentionInterface.register(DOCUMENTS_COMPILED, partial(attend, compiled=True))
 
 
 def attend(
@@ -37,17 +41,22 @@ def attend(
     *,
     documents: Tensor,
     scaling: float | None = None,
+    compiled: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (rows, heads, tokens, width) in, (rows, tokens, heads, width) out.
 
     Args:
         documents: (rows, tokens) which document a token belongs to; 0 is padding, and a document's tokens lie together.
+        compiled: whether the compiled kernel does it.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if compiled:
+        out, _lse = attend_within_compiled(query, key, value, documents, scale)
+        return out.transpose(1, 2), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, _lse = attend_within(query, key, value, documents, scale)
     return out.transpose(1, 2), None
 
@@ -55,18 +64,13 @@ def attend(
 @torch.library.custom_op("nexa::attend_within", mutates_args=())
 def attend_within(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The attention's result, zero at padding, and the logarithm of its denominators for the backward pass."""
-    out, lse = _like(query).zero_(), query.new_zeros(query.shape[:3], dtype=torch.float32)
+    out, lse = like(query).zero_(), query.new_zeros(query.shape[:3], dtype=torch.float32)
     for place in _places(documents):
         if _is_dense(query, place):
             out[place] = _attend(query[place], key[place], value[place], scale)
         else:
             out[place], lse[place] = _forward(query[place], key[place], value[place], 0.0, True, scale=scale)
     return out, lse
-
-
-@attend_within.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return _like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("nexa::attend_within_backward", mutates_args=())
@@ -81,7 +85,7 @@ def attend_within_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    gradients = tuple(_like(query).zero_() for _ in range(3))
+    gradients = tuple(like(query).zero_() for _ in range(3))
     for place in _places(documents):
         given = gradient[place], query[place], key[place], value[place]
         if _is_dense(query, place):
@@ -93,37 +97,7 @@ def attend_within_backward(
     return gradients[0], gradients[1], gradients[2]
 
 
-@attend_within_backward.register_fake
-def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    documents: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(query), _like(query), _like(query)
-
-
-def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, documents, scale = inputs
-    ctx.save_for_backward(query, key, value, *output, documents)
-    ctx.scale = scale
-
-
-def _pass_back(ctx: Any, gradient: Tensor, _lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, out, lse, documents = ctx.saved_tensors
-    return (
-        *attend_within_backward(gradient, query, key, value, out, lse, documents, ctx.scale),
-        None,
-        None,
-    )
-
-
-attend_within.register_autograd(_pass_back, setup_context=_set_up)
-attend_within.register_autocast("cpu", torch.bfloat16)
+make_differentiable(attend_within, attend_within_backward)
 
 
 def _is_dense(query: Tensor, place: Place) -> bool:
@@ -163,12 +137,6 @@ def _probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
 def _later(dtype: torch.dtype) -> Tensor:
     """(tokens, tokens): minus infinity where a key is later than its query, so that it is not looked at."""
     return torch.full((DENSE_TOKENS, DENSE_TOKENS), -torch.inf, dtype=dtype).triu_(1)
-
-
-def _like(query: Tensor) -> Tensor:
-    """Room for a result of (rows, heads, tokens, width) that lies in memory as (rows, tokens, heads, width)."""
-    rows, heads, tokens, width = query.shape
-    return query.new_empty(rows, tokens, heads, width).transpose(1, 2)
 
 
 def _places(documents: Tensor) -> Iterator[Place]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from nexa_core.config.model import CausalLmParameters
 from nexa_core.errors import UserError
-from nexa_models.attention import DOCUMENTS, register
+from nexa_models.attention import DOCUMENTS, DOCUMENTS_COMPILED, register
+from nexa_models.attention_kernel import is_kernel_available
 from nexa_models.lora import adapt, load_quantized
 from nexa_models.numerics import uncompiled
 from nexa_models.pretrained import build_transformer
@@ -34,6 +35,7 @@ class CausalLm(nn.Module):
         register()
         self.transformer = transformer
         self._usual_attention = self.transformer.config._attn_implementation
+        self._documents_attention = DOCUMENTS
         self._head_alone = _applies_head_alone(transformer)
         self.register_buffer("unigram_log_probs_V", torch.zeros(num_tokens))
 
@@ -52,7 +54,7 @@ class CausalLm(nn.Module):
         self.choose_attention(packed=documents is not None, device=ids.device)
         masks = None if documents is None else self._masks(documents)
         inputs = {"input_ids": ids, "attention_mask": masks, "position_ids": positions, "use_cache": False}
-        if documents is not None and self.transformer.config._attn_implementation == DOCUMENTS:
+        if documents is not None and self._attends_by_document:
             inputs["documents"] = documents
         if self._head_alone:
             hidden = self.transformer.base_model(**inputs).last_hidden_state
@@ -64,18 +66,29 @@ class CausalLm(nn.Module):
         return self.transformer(**inputs, logits_to_keep=keep).logits[order]
 
     def choose_attention(self, *, packed: bool, device: torch.device) -> None:
-        """Have packs go through an attention that skips what a mask would hide, and all else as usual.
-
-        `forward` does it by itself. Whoever compiles the model calls it before, so that nothing changes inside.
-        """
+        """Have packs go through an attention that skips what a mask would hide, and all else as usual."""
         config, wanted = self.transformer.config, self._usual_attention
         if packed and not _drops_attention(config):
             if device.type == "cuda" and self.transformer._supports_flex_attn:
                 wanted = FLEX
             elif device.type == "cpu" and self._usual_attention == "sdpa" and _attends_plainly(config):
-                wanted = DOCUMENTS
+                wanted = self._documents_attention
         if config._attn_implementation != wanted:
             self.transformer.set_attn_implementation(wanted)
+
+    def prepare_compilation(self, *, packed: bool, device: torch.device) -> None:
+        """Choose the attention before the model is compiled, so that nothing changes inside: the compiled one where it is fast.
+
+        Raises:
+            UserError: there is no compiler.
+        """
+        if packed and device.type == "cpu" and _head_width(self.transformer.config) % 2 == 0 and is_kernel_available():
+            self._documents_attention = DOCUMENTS_COMPILED
+        self.choose_attention(packed=packed, device=device)
+
+    @property
+    def _attends_by_document(self) -> bool:
+        return self.transformer.config._attn_implementation in (DOCUMENTS, DOCUMENTS_COMPILED)
 
     @torch.no_grad()
     def generate(
@@ -101,7 +114,7 @@ class CausalLm(nn.Module):
 
     def _masks(self, documents: Tensor) -> Any:
         """The mask of packs, or where layers differ in how far they look, one for each kind of layer; None for none."""
-        if self.transformer.config._attn_implementation == DOCUMENTS:
+        if self._attends_by_document:
             return None
         config = self.transformer.config.get_text_config()
         window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
@@ -258,6 +271,11 @@ def _attends_plainly(config: Any) -> bool:
         return False
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return windows is None and not getattr(config, "attn_logit_softcapping", None)
+
+
+def _head_width(config: Any) -> int:
+    config = config.get_text_config()
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _llama(parameters: CausalLmParameters, num_tokens: int) -> nn.Module:

@@ -240,7 +240,7 @@ def made_fast(model: nn.Module, training: Training) -> nn.Module:
         numerics.never_fall_back_to_eager()
         # The output layer, whose number of places differs from batch to batch, stays outside.
         if isinstance(model, CausalLm):
-            model.choose_attention(packed=training.packing is not None, device=model.unigram_log_probs_V.device)
+            model.prepare_compilation(packed=training.packing is not None, device=model.unigram_log_probs_V.device)
         (model if transformer is None else transformer.base_model).compile(dynamic=False)
     return model
 

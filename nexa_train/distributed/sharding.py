@@ -82,7 +82,7 @@ def _compile(model: nn.Module, training: Training, device: torch.device) -> None
     """Compile what is gathered together, so that the gathering stays outside."""
     never_fall_back_to_eager()
     if isinstance(model, CausalLm):
-        model.choose_attention(packed=training.packing is not None, device=device)
+        model.prepare_compilation(packed=training.packing is not None, device=device)
     transformer = getattr(model, "transformer", None)
     for part in [model] if transformer is None else list(_layers(transformer)):
         part.forward = torch.compile(part.forward, dynamic=False)
