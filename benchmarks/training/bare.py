@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nexa_models.attention import DOCUMENTS, register
+from nexa_models.attention import DOCUMENTS, DOCUMENTS_COMPILED, register
+from nexa_models.attention_kernel import is_kernel_available
 
 PACK_TOKENS = 512
 """The shortest pack that cuts no row: SDPA computes what a block-diagonal mask hides, so its cost grows with the pack."""
@@ -31,7 +32,7 @@ class Variant:
     compiled: bool = False
     bf16: bool = False
     documents: bool = False
-    """Attention document by document instead of a block-diagonal mask over the pack."""
+    """Our attention document by document, as ours has it, instead of a block-diagonal mask over the pack."""
 
 
 VARIANTS = {
@@ -119,7 +120,8 @@ def make_body(model: Any, variant: Variant) -> Callable[[Packs], Tensor]:
         return model.model(**given, use_cache=False).last_hidden_state.flatten(0, 1)
 
     if variant.documents:
-        model.config._attn_implementation = DOCUMENTS
+        by_kernel = variant.compiled and is_kernel_available()
+        model.config._attn_implementation = DOCUMENTS_COMPILED if by_kernel else DOCUMENTS
     body = by_document if variant.documents else masked
     if variant.compiled:
         body = torch.compile(body, dynamic=False)
