@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from nexa_core import durable
 from nexa_core.config import DataConfig, RunConfig
 from nexa_core.paths import Layout
+from nexa_core.trackers import read_json_lines
 from nexa_data.prepare import prepare
 from nexa_models.causal_lm import block_diagonal_mask
 from nexa_train import train
@@ -37,7 +38,7 @@ def main() -> None:
         prepare(DataConfig.model_validate_json(json.dumps({"datasets": [DATASET]})), layout)
         config = RunConfig.model_validate_json(json.dumps(run_config(arguments, layout.root / "model")))
         result = train.run(config, layout=layout)
-        ours = [json.loads(line)["loss"] for line in result.run.step_metrics.read_text().splitlines() if "loss" in line]
+        ours = [line["loss"] for line in read_json_lines(result.run.step_metrics) if "loss" in line]
         job = make_job(config, layout, world=World(), source=None)
         bare = list(bare_losses(job))
     ours = ours[: len(bare)]
