@@ -25,7 +25,7 @@ def launch(
     config_path: Path,
     overrides: Sequence[str],
     num_nodes: int,
-    gpus_per_node: int,
+    gpus_per_node: int | None,
     cpus_per_node: int | None,
     options: Options,
     output: Path | None,

@@ -1,72 +1,32 @@
 """What a run would be, said before it begins and without a GPU: what it reads, learns, needs, takes and costs."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from nexa_core.config import RunConfig
 from nexa_core.errors import GateError, UserError
-from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout
 from nexa_core.trackers import refuse_missing_trackers
-from nexa_data import manifests
 from nexa_data.datasets import Dataset
 from nexa_models import numerics
 from nexa_models.encoding import Encoded
 from nexa_models.flops import PEAKS, mean_length
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_ops.forecast.batches import Fill, find_heaviest, find_heaviest_looked_at, measure_fill
+from nexa_ops.forecast.checks import check_files, check_room, check_scored
 from nexa_ops.forecast.mask import Preview, preview
 from nexa_ops.forecast.memory import Memory, estimate, load_what_training_loads, read_process, size_text
 from nexa_ops.forecast.pace import Pace, from_peak, make_pace, time_steps
 from nexa_ops.forecast.parameters import Parameters
+from nexa_ops.forecast.place import Place, choose_place
 from nexa_ops.forecast.rows import RowCounts, count_rows
 from nexa_ops.forecast.trace import Traced, trace
-from nexa_ops.nodes import processes_per_node, require_world_size
 from nexa_train.distributed.health import Check
-from nexa_train.distributed.node_checks import available_memory, check_node
-from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import arrange, count_microbatches, encode_split, ensure_dataset, make_plan
 from nexa_train.order import Plan
 from nexa_train.room import Checkpoints, count_checkpoints, schedule_checkpoints
-
-LESS_MEMORY = (
-    "raise training.gradient_accumulation_steps, set training.activation_checkpointing, or lower training.batch_size, "
-    "evaluation.batch_size or model.parameters.max_tokens"
-)
-FEWER_CHECKPOINTS = "set training.checkpoints.save_top_k, or raise training.checkpoints.every_steps"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the run is to be."""
-
-    world: World
-    """As its first process sees it."""
-    on_gpu: bool
-    gpu: str | None
-    """Its name in `PEAKS`."""
-    is_here: bool
-    """On this machine, with the devices that it has."""
-    memory_bytes: int | None
-    """Of a GPU, or of a machine of processors; None where nobody said."""
-    host_memory_bytes: int | None
-    """Of a machine with GPUs, likewise."""
-
-    @property
-    def device(self) -> torch.device:
-        """The one that stands in for it here."""
-        return torch.device("cuda" if self.on_gpu and self.is_here else "cpu")
-
-    def as_text(self) -> str:
-        world = self.world
-        device = f"{self.gpu or 'a GPU'} each" if self.on_gpu else "on processors"
-        where = "this machine" if self.is_here else f"{world.num_nodes} {'node' if world.num_nodes == 1 else 'nodes'}"
-        return f"{world.size} {'process' if world.size == 1 else 'processes'}, {device}, on {where}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +149,7 @@ def examine(
         UserError: the config fits neither the data nor the place, as training would say.
     """
     refuse_missing_trackers(os.environ)
-    place = _choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu)
+    place = choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu)
     if host_memory_gib is not None and not place.on_gpu:
         raise UserError("--host-memory is for machines with GPUs; of one without, --memory says what it has.")
     place = replace(place, memory_bytes=_bytes(memory_gib), host_memory_bytes=_bytes(host_memory_gib))
@@ -197,49 +157,15 @@ def examine(
     if place.is_here:
         numerics.check_precision(config.training.precision, place.device)
     dataset = ensure_dataset(layout, config.data)
-    whole, damaged = _check_files(layout, dataset)
+    whole, damaged = check_files(layout, dataset)
     if damaged:
         return Preflight(config, place, dataset, (whole,), None)
     forecast, checks = _forecast(config, layout, place, dataset)
     return Preflight(config, place, dataset, (whole, *checks), forecast)
 
 
-def _choose_place(config: RunConfig, *, num_nodes: int, gpus_per_node: int | None, gpu: str | None) -> Place:
-    asked = config.training.device
-    if gpu is not None and gpu not in PEAKS:
-        raise UserError(f"Unknown GPU '{gpu}'.{did_you_mean(gpu, PEAKS)} Known: {', '.join(PEAKS)}")
-    if asked == "cpu" and (gpus_per_node or gpu is not None):
-        raise UserError("training.device is cpu, and --gpus-per-node and --gpu speak of GPUs: leave them away.")
-    if gpus_per_node == 0 and (asked == "cuda" or gpu is not None):
-        raise UserError("--gpus-per-node 0 leaves none for training.device: cuda or --gpu.")
-    on_gpu = bool(gpus_per_node) or gpu is not None or asked == "cuda"
-    if gpus_per_node is None and asked == "auto":
-        on_gpu = on_gpu or torch.cuda.is_available()
-    local_size = gpus_per_node or processes_per_node(config, num_nodes=num_nodes, num_gpus=0)
-    size = num_nodes * local_size
-    require_world_size(config, size, given=f"--nodes {num_nodes} x {local_size} processes")
-    is_here = num_nodes == 1 and gpu is None and (not on_gpu or torch.cuda.device_count() >= local_size)
-    return Place(
-        world=World(size=size, local_size=local_size, num_nodes=num_nodes),
-        on_gpu=on_gpu,
-        gpu=gpu,
-        is_here=is_here,
-        memory_bytes=None,
-        host_memory_bytes=None,
-    )
-
-
 def _bytes(gib: float | None) -> int | None:
     return None if gib is None else int(gib * 2**30)
-
-
-def _check_files(layout: Layout, dataset: Dataset) -> tuple[Check, bool]:
-    """Whether every file of the dataset is what its manifest says."""
-    records = list(manifests.files_of(dataset.manifest))
-    damages = [damage for record in records if (damage := manifests.damage(layout, record))]
-    says = "; ".join(damages) or f"{len(records)} files of {dataset.key} have the digests of its manifest"
-    do = f"Put the files back, or prepare {dataset.key} again with --replace."
-    return Check("dataset", not damages, says, do), bool(damages)
 
 
 def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset) -> tuple[Forecast, list[Check]]:
@@ -276,7 +202,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
     )
     checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint, is_sharded=traced.is_sharded)
     memory = estimate(process, traced, on_gpu=place.on_gpu, num_local=world.local_size)
-    checks = [_check_scored(dataset, config), *_check_room(config, layout, place, memory, checkpoints)]
+    checks = [check_scored(dataset, config), *check_room(config, layout, place, memory, checkpoints)]
     fits = not any(check.failed for check in checks)
     known = _time_a_step(spec, config, data, plan, place, traced, fill, is_exact=is_exact) if fits else None
     pace = None
@@ -338,57 +264,6 @@ def _time_a_step(
         device=place.device,
         flops_per_step=flops_per_step / world.size,
     )
-
-
-def _check_scored(dataset: Dataset, config: RunConfig) -> Check:
-    """A run without rows to score would end in an error."""
-    split = config.evaluation.split
-    num_rows = dataset.num_rows.get(split, 0)
-    says = f"{num_rows:,} rows of {split} to score"
-    return Check("evaluation", num_rows > 0, says, "Set evaluation.split, or prepare the dataset with more rows.")
-
-
-def _check_room(
-    config: RunConfig, layout: Layout, place: Place, memory: Memory, checkpoints: Checkpoints
-) -> Iterable[Check]:
-    """Memory, and the disk that runs are written to."""
-    need = memory.host if memory.gpu is None else memory.gpu
-    found = check_node(
-        place.world,
-        folder=layout.runs / config.experiment,
-        need_bytes=checkpoints.needed_bytes,
-        device=place.device,
-        endpoint=None,
-        need_memory_bytes=need,
-    )
-    checks = {check.name: check for check in found}
-    yield _check_memory(place, need, checks["memory"])
-    if place.on_gpu:
-        yield _check_host_memory(place, memory)
-    yield replace(checks["disk"], do=f"{checks['disk'].do} To keep fewer, {FEWER_CHECKPOINTS}.")
-    yield checks["fsync"]
-
-
-def _check_memory(place: Place, need: int, here: Check) -> Check:
-    do = f"To need less, {LESS_MEMORY}."
-    if place.memory_bytes is None:
-        unknown = f"{size_text(need)} needed by each process; --memory says what there is"
-        return replace(here, do=f"{here.do} {do}") if place.is_here else Check("memory", None, unknown)
-    sharing = 1 if place.on_gpu else place.world.local_size
-    says = f"{size_text(need * sharing)} needed of {size_text(place.memory_bytes)}"
-    return Check("memory", need * sharing <= place.memory_bytes, says, do)
-
-
-def _check_host_memory(place: Place, memory: Memory) -> Check:
-    """What all processes of a machine with GPUs hold beside them: each builds the whole model there."""
-    there = place.host_memory_bytes
-    if there is None and place.is_here:
-        there = available_memory()
-    need = f"{size_text(memory.node)} needed by {place.world.local_size} processes while {memory.node_when}"
-    if there is None:
-        return Check("host memory", None, f"{need}; --host-memory says what there is")
-    do = "Start fewer processes on each node, or take nodes with more memory."
-    return Check("host memory", memory.node <= there, f"{need}, of {size_text(there)}", do)
 
 
 def _checkpoints_text(found: Checkpoints) -> str:

@@ -300,17 +300,28 @@ def preflight(
 @app.command()
 def launch(
     to: Annotated[str, typer.Option(help="slurm, k8s (Kubeflow Trainer) or sky (SkyPilot).")],
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node, a process for each; 0 for CPUs only.", min=0)],
     config: Config = Path("configs/default.yaml"),
     override: Overrides = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs of each node, a process for each; 0 for CPUs only. "
+            "[default: a GPU for each process where training.device is cuda, else 0]",
+            min=0,
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
     cpus_per_node: Annotated[
         int | None, typer.Option(help="Processor cores of each node. [default: 8 for each GPU]", min=1)
     ] = None,
     gpu_type: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100 (slurm, sky).")] = None,
     time: Annotated[str | None, typer.Option(help="Longest time, e.g. 24:00:00 or 2-00:00:00 (slurm, k8s).")] = None,
-    image: Annotated[str | None, typer.Option(help="Container image (k8s, sky).")] = None,
-    volume: Annotated[str | None, typer.Option(help="Volume that holds the laboratory (k8s, sky).")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Container image (k8s, sky). [default for k8s: nexacompute and its version]")
+    ] = None,
+    volume: Annotated[
+        str | None, typer.Option(help="Volume that holds the laboratory (k8s, sky). [default for k8s: nexa-lab]")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the scheduler's file here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Make the scheduler's file and submit nothing.")] = False,
 ) -> None:

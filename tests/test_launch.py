@@ -296,7 +296,9 @@ def wait_for(happened: Callable[[], bool]) -> None:
 # The schedulers' files
 
 
-def render(to: str, *overrides: str, nodes: int = 2, gpus: int = 1, cpus: int | None = None, **options: str) -> str:
+def render(
+    to: str, *overrides: str, nodes: int = 2, gpus: int | None = 1, cpus: int | None = None, **options: str
+) -> str:
     return launch(
         to,
         config_path=BASELINE,
@@ -442,6 +444,20 @@ def test_a_skypilot_task_holds_what_its_specification_defines(options: dict[str,
     assert task["resources"].get("accelerators") == ("H100:8" if options["gpus"] else None)
 
 
+@pytest.mark.usefixtures("from_root")
+@pytest.mark.parametrize("to", ["slurm", "k8s", "sky"])
+def test_the_config_alone_is_enough_for_a_file(to: str) -> None:
+    text = render(to, "training.distributed.world_size=4", nodes=1, gpus=None)
+    assert "--nodes 1 --gpus-per-node 0" in text.splitlines()[0 if to != "slurm" else 1]
+    assert ("--image nexacompute:0.1.0 --volume nexa-lab" in text) == (to == "k8s")
+
+
+@pytest.mark.usefixtures("from_root")
+def test_a_config_for_gpus_asks_for_as_many_as_it_has_processes() -> None:
+    overrides = ("training.device=cuda", "training.distributed.world_size=8")
+    assert "#SBATCH --gpus-per-node=4" in render("slurm", *overrides, nodes=2, gpus=None)
+
+
 def test_a_job_has_time_to_save_before_its_scheduler_kills_it() -> None:
     assert SHUTDOWN_SECONDS + 15 < GRACE_SECONDS
 
@@ -454,7 +470,6 @@ def test_a_job_has_time_to_save_before_its_scheduler_kills_it() -> None:
         ("slurm", {"image": "nexacompute"}, "--image has no effect on Slurm, which takes --gpu-type, --time"),
         ("slurm", {"time": "soon"}, "--time soon: expected [days-]hours:minutes:seconds"),
         ("slurm", {"gpu_type": "H100\n#SBATCH --uid=0"}, "expected a name such as H100"),
-        ("k8s", {"image": "nexacompute"}, "--to k8s needs --volume"),
         ("k8s", {"image": "nexacompute", "volume": "My_Lab"}, "--volume My_Lab: expected lower-case letters"),
         ("sky", {"volume": "nexa-lab"}, "--to sky needs --gpu-type"),
         ("sky", {"gpu_type": "H100"}, "--to sky needs --volume: the nodes of a run share one laboratory folder"),

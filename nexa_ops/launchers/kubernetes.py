@@ -6,11 +6,12 @@ pods' grace period nor what happens when one fails; and a TrainingRuntime needs 
 Source: https://www.kubeflow.org/docs/components/trainer and https://jobset.sigs.k8s.io/docs (failure policy)
 """
 
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nexa_core.errors import GateError, UserError
-from nexa_ops.launchers.plan import GRACE_SECONDS, Launcher, Plan, as_yaml, path_below, require_option
+from nexa_ops.launchers.plan import GRACE_SECONDS, Launcher, Plan, as_yaml, path_below
 
 API = "trainer.kubeflow.org"
 CODE = PurePosixPath("/lab")  # the image's working folder: the code and configs/
@@ -21,8 +22,9 @@ NODE = "node"  # the names that Kubeflow Trainer looks for: of the replicated jo
 
 def render(plan: Plan) -> str:
     """The manifest."""
-    image = require_option(plan, "image", "the image that holds this code, made with the Dockerfile.")
-    volume = require_option(plan, "volume", "a PersistentVolumeClaim of mode ReadWriteMany for data and runs.")
+    image, volume = plan.options.image, plan.options.volume
+    assert image is not None
+    assert volume is not None
     config_path = path_below(plan)
     config_map = {
         "apiVersion": "v1",
@@ -49,7 +51,7 @@ def render(plan: Plan) -> str:
             "trainer": _trainer(plan, image, config_path),
         },
     }
-    needs = f"Kubeflow Trainer 2.2 or newer, and the PersistentVolumeClaim {volume} (ReadWriteMany)"
+    needs = f"Kubeflow Trainer 2.2 or newer, the image {image}, and the PersistentVolumeClaim {volume} (ReadWriteMany)"
     head = f"# Made by: {plan.made_by}\n# Needs {needs}.\n"
     return head + as_yaml(config_map, runtime, job)
 
@@ -126,4 +128,10 @@ def command(plan: Plan, path: Path) -> list[str]:
     return ["kubectl", "apply", "-f", str(path)]
 
 
-KUBERNETES = Launcher("Kubernetes", render, command, options=frozenset({"time", "image", "volume"}))
+KUBERNETES = Launcher(
+    "Kubernetes",
+    render,
+    command,
+    options=frozenset({"time", "image", "volume"}),
+    defaults={"image": f"nexacompute:{version('nexacompute')}", "volume": "nexa-lab"},
+)

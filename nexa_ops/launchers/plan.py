@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ class Launcher:
     render: Callable[[Plan], str]
     command: Callable[[Plan, Path], list[str]]
     options: frozenset[str]
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Of options that it cannot do without; the file's first comment says which were taken."""
 
 
 def make_plan(
@@ -109,17 +111,22 @@ def make_plan(
     config_path: Path,
     overrides: tuple[str, ...],
     num_nodes: int,
-    gpus_per_node: int,
+    gpus_per_node: int | None,
     cpus_per_node: int | None,
     options: Options,
 ) -> Plan:
     """The plan, once everything in it fits together.
+
+    Args:
+        gpus_per_node: without it as many as the config's processes where they train on GPUs, else none.
 
     Raises:
         UserError: an option is malformed or without effect here, or the processes are not as many as the config says.
     """
     _check_options(launcher, options)
     device = config.training.device
+    if gpus_per_node is None:
+        gpus_per_node = processes_per_node(config, num_nodes=num_nodes, num_gpus=0) if device == "cuda" else 0
     if gpus_per_node and device == "cpu":
         raise UserError(f"training.device is cpu, and --gpus-per-node {gpus_per_node} would stand idle: make it 0.")
     if not gpus_per_node and device == "cuda":
@@ -135,7 +142,7 @@ def make_plan(
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node or CPUS_PER_GPU * max(1, gpus_per_node),
         processes_per_node=num_processes,
-        options=options,
+        options=Options(**{**asdict(options), **launcher.defaults, **options.given()}),
     )
     if not DNS_LABEL.fullmatch(plan.name) or len(plan.name) > LONGEST_NAME:
         raise UserError(
