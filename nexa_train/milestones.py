@@ -2,12 +2,13 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn, optim
 
@@ -25,6 +26,8 @@ from nexa_train.saving import Copies, Writer
 from nexa_train.validation import validate
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Milestones:
@@ -49,7 +52,7 @@ class Milestones:
         self._tracker, self._meter, self._writer = tracker, meter, writer
         self._pause = pause
         self._plan, self._settings = job.plan, job.config.training.checkpoints
-        self._keeper: Keeper = _make_shards() if job.is_sharded else WholeState(group)
+        self._keeper: Keeper = _make_shards() if job.is_sharded else WholeState(group, check=writer.check)
         self._saved_step: int | None = None
 
     def __call__(self, state: State, result: StepResult) -> None:
@@ -66,7 +69,7 @@ class Milestones:
         if self._saved_step == state.step:
             return
         self._saved_step = state.step
-        self._writer.wait()  # the copy goes where the last one lay
+        self._writer.wait()  # the copies go where the last ones lay
         described = describe_state(self._job, state)
         write = self._keeper.copy(described, state.model, state.optimizer)
         if write is not None:
@@ -115,23 +118,59 @@ class Keeper(Protocol):
 
 
 class WholeState:
-    """Has the main process write all of it to one file."""
+    """Has the main process write all of it to one file.
 
-    def __init__(self, group: Group):
-        self._group, self._copies = group, Copies()
+    On a processor the optimizer's part, which is most of it, is copied beside the next step: nothing but the optimizer
+    changes it, and that waits for the copy.
+
+    Args:
+        check: raises what writing ended in, so that nobody waits for a copy that never comes.
+    """
+
+    def __init__(self, group: Group, *, check: Callable[[], None]):
+        self._group, self._check = group, check
+        self._weights, self._moments = Copies(), Copies(alone=True)
+        self._are_copied = threading.Event()
+        self._waiting: optim.Optimizer | None = None
 
     def copy(
         self, checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
     ) -> Callable[[Path], None] | None:
         if not self._group.world.is_main:
             return None
-        copied = self._copies.take({"model": checkpoint.model, "optimizer": checkpoint.optimizer})
+        weights = self._weights.take(checkpoint.model)
+        if any(weight.is_cuda for weight in model.parameters()):  # there it is the GPU that copies
+            moments = self._moments.take(checkpoint.optimizer)
+
+            def take_moments() -> Any:
+                return moments
+        else:
+            self._have_wait(optimizer)
+            self._are_copied.clear()
+            take_moments = partial(self._take_beside, checkpoint.optimizer)
 
         def write(path: Path) -> None:
-            self._copies.wait()
-            save_checkpoint(path, replace(checkpoint, **copied))
+            kept = take_moments()
+            for copies in (self._weights, self._moments):
+                copies.wait()
+            save_checkpoint(path, replace(checkpoint, model=weights, optimizer=kept))
 
         return write
+
+    def _take_beside(self, state: dict[str, Any]) -> Any:
+        try:
+            return self._moments.take(state)
+        finally:
+            self._are_copied.set()
+
+    def _have_wait(self, optimizer: optim.Optimizer) -> None:
+        if self._waiting is not optimizer:
+            self._waiting = optimizer
+            optimizer.register_step_pre_hook(self._wait_for_copy)
+
+    def _wait_for_copy(self, *_: Any) -> None:
+        while not self._are_copied.wait(SECONDS_BETWEEN_LOOKS):
+            self._check()
 
 
 def _make_shards() -> Keeper:

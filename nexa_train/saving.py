@@ -9,18 +9,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-LOWEST_PRIORITY = 19
+WRITER_NICENESS = 5
+"""Training comes first, and still a checkpoint is written before the next one is due, be it a few seconds later."""
 
 
 class Copies:
-    """Copies of nested tensors on the CPU, into memory that is taken once and used again each time."""
+    """Copies of nested tensors on the CPU, into memory that is taken once and used again each time.
 
-    def __init__(self) -> None:
+    Args:
+        alone: whether a single thread copies. A second team of torch's threads would slow down the one that trains for good:
+            with more threads than cores, OpenMP's no longer wait for each other awake.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._alone = alone
         self._buffers: dict[str, Tensor] = {}
         self._copied: torch.cuda.Event | None = None
         self._from_gpu = False
@@ -60,13 +68,20 @@ class Copies:
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[path] = buffer
+        if self._alone and not tensor.is_cuda:
+            np.copyto(_as_bytes(buffer), _as_bytes(tensor))
+            return buffer
         return buffer.copy_(tensor, non_blocking=True)
+
+
+def _as_bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 
 class Writer:
     """Does one piece of work at a time in a thread; what fails there is raised in the thread that trains.
 
-    The thread takes only the processor time that training leaves: all of it while someone waits for the work.
+    Where processor time is short the thread takes the smaller part of it: all of it while someone waits for the work.
     """
 
     def __init__(self) -> None:
@@ -103,6 +118,6 @@ class Writer:
 
 
 def _step_back() -> None:
-    """Give the calling thread the lowest priority, where the system knows priorities of threads."""
+    """Give the calling thread a lower priority, where the system knows priorities of threads."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)

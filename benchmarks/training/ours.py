@@ -7,8 +7,9 @@ The run begins with the same weights and reads with the same tokenizer as everyo
 
 import json
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import contest
 from bare import PACK_TOKENS, PACKS_PER_MICROBATCH, PACKS_PER_STEP
@@ -18,7 +19,7 @@ from nexa_core import durable
 from nexa_core.config import DataConfig, RunConfig
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
-from nexa_train import hooks, train
+from nexa_train import hooks, milestones, train
 from nexa_train.loop import State, StepResult
 
 CHECKPOINT_EVERY_STEPS = 5
@@ -48,11 +49,22 @@ class TimedTracking(hooks.Tracking):
         type(self).model = state.model
 
 
+class TimedMilestones(milestones.Milestones):
+    """The run's own, which also notes what each checkpoint held the training up for, in seconds."""
+
+    waits: ClassVar[list[float]] = []
+
+    def save(self, state: State) -> None:
+        began = time.perf_counter()
+        super().save(state)
+        self.waits.append(time.perf_counter() - began)
+
+
 def main() -> None:
     arguments = contest.read_arguments(__doc__, list(VARIANTS))
     _, validation = contest.load_rows(arguments.data, arguments.tokenizer)
     watch = TimedTracking.watch = contest.Stopwatch()
-    train.Tracking = TimedTracking
+    train.Tracking, train.Milestones = TimedTracking, TimedMilestones
     with tempfile.TemporaryDirectory() as root:
         layout = Layout(Path(root))
         lay_out(layout, arguments)
@@ -62,6 +74,8 @@ def main() -> None:
         train.run(RunConfig.model_validate_json(json.dumps(config)), layout=layout)
     trained = contest.build_model()
     trained.load_state_dict(TimedTracking.model.transformer.state_dict())
+    waits = ", ".join(f"{1000 * wait:.1f}" for wait in TimedMilestones.waits)
+    print(f"checkpoints held the training up for {waits} ms")
     contest.finish(arguments, watch, name=f"NexaCompute {arguments.variant}", model=trained, validation=validation)
 
 
