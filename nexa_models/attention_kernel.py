@@ -1,6 +1,6 @@
 """The compiled twin of `attend_within`: `attention.cpp`, built once by the compiler that torch.compile uses.
 
-2.3 times as fast in bfloat16, with scores in float32, and 1.4 times in float32 (docs/benchmarks.md). For processors with
+Twice as fast in bfloat16, with scores in float32, and 1.3 times in float32 (docs/benchmarks.md). For processors with
 AVX-512; built and kept where torch.compile keeps what it builds.
 """
 
