@@ -45,3 +45,8 @@ class Places:
     def refused_rejects(self) -> Path:
         """The rejects of an attempt to replace a dataset that stands, until the attempt has passed its gates."""
         return self.folder / "rejects" / f"{self.config.key}.refused.jsonl"
+
+    @property
+    def parts(self) -> Path:
+        """What was made of a large source's pieces, for when a part of it changes; safe to delete."""
+        return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.key}"

@@ -15,9 +15,10 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
 from nexa_data.flow import Census, fill
+from nexa_data.parts import make_parts
 from nexa_data.places import Places
 from nexa_data.rejects import Rejects, counts, rejects_at
-from nexa_data.rows import SCHEMAS
+from nexa_data.rows import SCHEMAS, check_columns
 from nexa_data.sources import Source, open_source
 from nexa_data.sources.raw import UNREADABLE
 from nexa_data.split import HELD_OUT
@@ -119,7 +120,9 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack:
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
-        census = fill(tables, rejects, source, config)
+        next(check_columns(source.rows(), config.rows), None)
+        census = fill(tables, rejects, make_parts(source, config, places.parts), config)
+        origins = source.origins()  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
@@ -129,7 +132,7 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, source, census, rejects, tables.num_rows)
+    manifest = _describe(places, origins, census, rejects, tables.num_rows)
     _remove_left_over(layout, standing, manifest)
     durable.write_json(places.manifest, manifest)
     prepared = Prepared(places.manifest, manifest, is_new=True)
@@ -148,11 +151,11 @@ def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest:
 
 
 def _describe(
-    places: Places, source: Source, census: Census, rejects: Rejects, num_rows: dict[str, int]
+    places: Places, origins: list[dict[str, Any]], census: Census, rejects: Rejects, num_rows: dict[str, int]
 ) -> dict[str, Any]:
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
-    origins, resolved, code = source.origins(), config.resolved(), manifests.code_digest()
+    resolved, code = config.resolved(), manifests.code_digest()
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
     }
@@ -172,7 +175,7 @@ def _describe(
         "tokenizer": _tokenizer(places, [split for split in splits if split not in HELD_OUT]),
         "parents": [],
         "config": resolved,
-        "libraries": {name: metadata.version(name) for name in ("pyarrow", "tokenizers")},
+        "libraries": {name: metadata.version(name) for name in ("orjson", "pyarrow", "tokenizers")},
         "code": code,
         "fingerprint": manifests.fingerprint(resolved, origins, code),
     }

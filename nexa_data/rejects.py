@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from nexa_core import durable
 from nexa_core.errors import GateError
+from nexa_core.redact import known_secrets
 from nexa_data.sources.raw import BadRow
 
 NUM_REASONS_SHOWN = 3
@@ -17,7 +18,7 @@ class Rejects:
     """Writes a JSON line for each row left out, and counts the reasons of each step."""
 
     def __init__(self, file: BinaryIO):
-        self._file = file
+        self._file, self._secrets = file, known_secrets()
         self.reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, step: str, row: BadRow) -> None:
@@ -31,7 +32,7 @@ class Rejects:
 
     def _write(self, row: BadRow, reason: str) -> None:
         place = {"file": row.file, "line": row.line, "offset": row.offset}
-        self._file.write(durable.json_line({**place, "reason": reason, "raw": row.raw}))
+        self._file.write(durable.json_line({**place, "reason": reason, "raw": row.raw}, self._secrets))
 
     def num_in(self, step: str) -> int:
         return self.reasons[step].total()

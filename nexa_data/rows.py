@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy
+import orjson
 import pyarrow
 
 from nexa_core import digests
@@ -55,6 +57,8 @@ FOLLOWS: dict[str, set[str | None]] = {
 }
 """The roles after which a role may come; None is the beginning. What is refused, the chat templates of Gemma and Mistral
 refuse as well: there user and assistant take turns, and the user begins."""
+AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+"""Types of which every value is a JSON value."""
 CALLS = ("tool_calls", "function_call")
 """Keys that make up for an assistant's missing content."""
 
@@ -85,11 +89,17 @@ Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
 """Makes a source's values a canonical row, or raises `RowError`."""
 
 
-def canonical(rows: Rows) -> Canonical:
-    """The function that makes canonical rows after these settings."""
+def canonical(rows: Rows, *, num_features: int | None = None) -> Canonical:
+    """The function that makes canonical rows after these settings.
+
+    Args:
+        num_features: how many numbers a row of features has, where an earlier row has decided it.
+    """
     used = {column for _, column in used_columns(rows)}
     makers = {"features": FeatureMaker, "text": TextMaker, "pairs": PairMaker, "chat": ChatMaker}
     make: Any = makers[rows.name](rows)
+    if num_features is not None:
+        make.num_features = num_features
 
     def convert(values: Mapping[str, Any]) -> CanonicalRow:
         try:
@@ -311,12 +321,24 @@ def _bytes(value: Any) -> bytes:
 def _extra(values: Mapping[str, Any], used: set[str]) -> str | None:
     if len(values) == len(used):  # each used column is there, so there is no other
         return None
-    extra = {name: plain(value) for name, value in values.items() if name not in used}
+    extra = {name: value for name, value in values.items() if name not in used}
+    if not all(map(_is_plain, extra.values())):
+        extra = plain(extra)
+    if not extra:
+        return None
     try:
-        text = digests.canonical_json(extra).decode("utf-8")
+        return orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode("utf-8")
+    except TypeError:  # integers of more than 64 bits, and what JSON cannot hold
+        pass
+    try:
+        return digests.canonical_json(extra).decode("utf-8")
     except TypeError as error:
         raise RowError("not plain values", str(error)) from None
-    return text if extra else None
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in AS_THEY_ARE or (kind is float and math.isfinite(value))
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:

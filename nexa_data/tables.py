@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
 from nexa_core import durable
-from nexa_data.rows import CanonicalRow
 
 GROUP_ROWS = 10_000
 GROUP_BYTES = 32 * 2**20
@@ -21,21 +21,32 @@ class Table:
     """One Parquet file in the making."""
 
     def __init__(self, file: BinaryIO, schema: pyarrow.Schema):
-        self._schema = schema
-        self._writer = parquet.ParquetWriter(file, schema, compression="zstd")
-        self._group: list[CanonicalRow] = []
-        self._group_bytes = 0
+        # Nearly every value of the others is its own, so that a dictionary of them would be thrown away again.
+        repeated = [name for name in ("label",) if name in schema.names]
+        self._writer = parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated)
+        self._parts: list[pyarrow.Table] = []
+        self._group_rows = self._group_bytes = 0
         self.num_rows = 0
 
-    def add(self, row: CanonicalRow) -> None:
-        self._group.append(row)
-        self._group_bytes += row.size_bytes
-        self.num_rows += 1
-        if len(self._group) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
-            self._write_group()
+    def add(self, rows: pyarrow.Table, sizes: np.ndarray) -> None:
+        """Add rows, whose sizes in bytes say where a row group ends."""
+        self.num_rows += len(rows)
+        ends = self._group_bytes + np.cumsum(sizes)
+        begin = 0
+        while begin < len(rows):
+            passed = ends[begin - 1] if begin else self._group_bytes
+            limit = GROUP_BYTES + passed - self._group_bytes
+            full = int(np.searchsorted(ends, limit)) + 1  # the row that reaches it is in
+            end = min(len(rows), full, begin + GROUP_ROWS - self._group_rows)
+            self._parts.append(rows.slice(begin, end - begin))
+            self._group_rows += end - begin
+            self._group_bytes += int(ends[end - 1] - passed)
+            if self._group_rows >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
+                self._write_group()
+            begin = end
 
     def close(self) -> None:
-        if self._group:
+        if self._parts:
             self._write_group()
         self._writer.close()
 
@@ -44,14 +55,9 @@ class Table:
         self._writer.close()
 
     def _write_group(self) -> None:
-        columns = [
-            pyarrow.array(
-                [row.row_id if field.name == "row_id" else row.columns[field.name] for row in self._group], field.type
-            )
-            for field in self._schema
-        ]
-        self._writer.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema), row_group_size=GROUP_ROWS)
-        self._group, self._group_bytes = [], 0
+        group = pyarrow.concat_tables(self._parts).combine_chunks()  # however the rows came, the same bytes
+        self._writer.write_table(group, row_group_size=GROUP_ROWS)
+        self._parts, self._group_rows, self._group_bytes = [], 0, 0
 
 
 class Tables:

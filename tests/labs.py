@@ -5,13 +5,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from nexa_core.config import DataConfig, RunConfig
+from nexa_core.config.data import PretrainOutput, TrainingOutput
 from nexa_core.config.documents import Document
 from nexa_core.config.load import parse_config
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
+from nexa_data.split import SPLITS, position_of, splits_of
 
 WORDS = [
     *("the", "a", "cat", "dog", "bird", "sees", "hears", "follows", "big", "small"),
@@ -130,3 +133,9 @@ def make_config(model: str, /, **sections: dict[str, Any]) -> RunConfig:
 def write_config(path: Path, config: RunConfig) -> Path:
     path.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return path
+
+
+def split_of(shown: bytes, output: TrainingOutput | PretrainOutput) -> str:
+    """The split of an input."""
+    position = np.array([position_of(shown, output.salt)], dtype=np.uint64)
+    return SPLITS[splits_of(position, output)[0]]

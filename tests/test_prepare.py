@@ -22,7 +22,8 @@ from nexa_data import tables
 from nexa_data.datasets import list_datasets, open_dataset
 from nexa_data.prepare import Prepared, prepare, prepare_dataset
 from nexa_data.rows import RowError, canonical
-from nexa_data.split import SPLITS, split_of
+from nexa_data.split import SPLITS
+from tests.labs import split_of
 
 TEXT = {"name": "text", "text": "text", "label": "label"}
 FILES = {"name": "files", "path": "data/raw/rows.jsonl"}

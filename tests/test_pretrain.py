@@ -17,7 +17,7 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, list_datasets, open_dataset
 from nexa_data.prepare import prepare_dataset
-from nexa_data.split import split_of
+from tests.labs import split_of
 from tests.test_prepare_processes import digests_below, run_prepare
 
 open_files: list[int] = []

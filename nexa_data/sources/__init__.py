@@ -10,7 +10,7 @@ from nexa_core.config.data import Source as SourceConfig
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 from nexa_data.sources.generated import Generated
-from nexa_data.sources.raw import Row
+from nexa_data.sources.raw import Piece, Row
 
 SOURCES = {
     "files": "nexa_data.sources.files:Files",
@@ -24,6 +24,9 @@ class Source(Protocol):
 
     def rows(self) -> Iterator[Row]:
         """All rows, good and bad, in an order that depends on nothing but the source."""
+
+    def pieces(self) -> list[Piece]:
+        """The same rows in pieces, to be read one after the other or by several processes."""
 
     def origins(self) -> list[dict[str, Any]]:
         """For each file or function: its name as `file`, its `sha256`, and what else is known of it."""

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from nexa_core.paths import Layout
 from nexa_data.sources.csv_files import read_csv
 from nexa_data.sources.json_files import read_json, read_json_lines
 from nexa_data.sources.parquet_files import read_parquet
-from nexa_data.sources.raw import UNREADABLE, BadRow, Row
+from nexa_data.sources.pieces import Whole, cut_json_lines
+from nexa_data.sources.raw import UNREADABLE, BadRow, Piece, Row
 from nexa_data.sources.streams import COMPRESSIONS, UnreadableError
 from nexa_data.sources.text_files import read_text
 
@@ -56,6 +58,16 @@ class Files:
             if is_empty:
                 yield BadRow(name, None, "no rows in the file")
             self._refuse_change(name)
+
+    def pieces(self) -> list[Piece]:
+        """The files one after the other, large ones of JSON lines in several pieces."""
+        found: list[Piece] = []
+        for name, path in self._files.items():
+            if self._formats[name] == "jsonl" and path.suffix.lower() not in COMPRESSIONS:
+                found += cut_json_lines(name, path)
+            else:
+                found.append(Whole(name, partial(self._rows_of, name, path), path, size_bytes=self._states[name][0]))
+        return found
 
     def origins(self) -> list[dict[str, Any]]:
         """Name, size and digest of each file.

@@ -7,7 +7,8 @@ from typing import Any
 
 from nexa_core import digests
 from nexa_core.errors import UserError
-from nexa_data.sources.raw import BadRow, RawRow, Row, excerpt
+from nexa_data.sources.pieces import Whole
+from nexa_data.sources.raw import BadRow, Piece, RawRow, Row, excerpt
 from nexa_data.values import plain
 
 
@@ -34,6 +35,9 @@ class Generated:
             hasher.update(digests.canonical_json(plain(row)) + b"\n")
             yield row
         self._origin = {"file": self._name, "library": self._library, "rows": number, "sha256": hasher.hexdigest()}
+
+    def pieces(self) -> list[Piece]:
+        return [Whole(self._name, self.rows)]
 
     def origins(self) -> list[dict[str, Any]]:
         """The digest over all rows: that of the last complete pass, or of one made for it."""

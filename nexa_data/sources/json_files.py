@@ -1,18 +1,61 @@
 """JSON documents and JSON lines."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from nexa_core.config.data import JsonFormat
 from nexa_data.sources.raw import BLANK, BadRow, RawRow, Row, excerpt, without_trailing_blanks
-from nexa_data.sources.streams import UTF8_MARK, Line, UnreadableError, lines, open_bytes
+from nexa_data.sources.streams import UTF8_MARK, Line, UnreadableError, named_line, open_bytes, raw_lines
+
+HUGE = 2.0**63
 
 
 def read_json_lines(path: Path, file: str) -> Iterator[Row]:
     """A row for each line that holds a JSON object."""
-    return without_trailing_blanks(_row(line, file) for line in lines(path))
+    with open_bytes(path) as stream:
+        yield from without_trailing_blanks(rows_of_lines(raw_lines(stream), file))
+
+
+def rows_of_lines(lines: Iterable[tuple[int, bytes, bool]], file: str) -> Iterator[Row]:
+    """A row for each of `raw_lines`, numbered from 1; blank ones at the end are rows as well."""
+    for number, (offset, data, is_cut) in enumerate(lines, 1):
+        values = None if is_cut else _fast(data)
+        if values is None:
+            yield _row(named_line(number, offset, data, is_cut=is_cut), file)
+        else:
+            yield RawRow(file, number, values, offset)
+
+
+def row_at(path: Path, offset: int, file: str) -> Row:
+    """The row of the line that begins at a byte of an uncompressed file."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return next(rows_of_lines(raw_lines(stream, offset), file))
+
+
+def _fast(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line; None where it takes a closer look to say what it holds, or what is wrong with it."""
+    try:
+        values = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return values if type(values) is dict and values and not _has_huge(values.values()) else None
+
+
+def _has_huge(values: Iterable[Any]) -> bool:
+    """Whether a number may have been an integer that orjson makes a float, because it has no 64 bits for it."""
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            if not -HUGE < value < HUGE:
+                return True
+        elif (kind is list and _has_huge(value)) or (kind is dict and _has_huge(value.values())):
+            return True
+    return False
 
 
 def _row(line: Line, file: str) -> Row:

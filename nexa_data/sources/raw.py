@@ -1,8 +1,8 @@
 """What a source yields: good rows, and bad ones with the reason."""
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 MAX_EXCERPT_CHARS = 300
 BLANK = "empty row"
@@ -36,6 +36,34 @@ class BadRow(NamedTuple):
 
 
 Row = RawRow | BadRow
+
+
+class Piece(Protocol):
+    """A part of a source that can be read by itself, in another process where it is not the only one."""
+
+    file: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what it reads, compressed or not; 0 where nobody knows."""
+
+    @property
+    def begin_bytes(self) -> int:
+        """Where in its file it begins."""
+
+    def rows(self) -> Iterator[Row]:
+        """Its rows, their lines counted from its beginning; blank lines at its end are rows."""
+
+    @property
+    def num_lines(self) -> int:
+        """Of those that were read."""
+
+    def digest(self) -> str | None:
+        """The sha256 of all that its rows are made of; None where it cannot be told before they are read."""
+
+    @property
+    def excerpt_at(self) -> Callable[[int], str] | None:
+        """Reads the beginning of the row at an offset again, where that is possible."""
 
 
 def excerpt(raw: Any) -> str:

@@ -47,19 +47,34 @@ def lines(path: Path) -> Iterator[Line]:
         UnreadableError: the file is UTF-16.
     """
     with open_bytes(path) as file:
-        number = offset = 0
-        while data := file.readline(MAX_LINE_BYTES):
-            if offset == 0 and data.startswith(UTF16_MARKS):
-                raise UnreadableError("the file is UTF-16; convert it to UTF-8")
-            num_read, is_cut = len(data), len(data) == MAX_LINE_BYTES and not data.endswith(b"\n")
-            num_marked = len(UTF8_MARK) if offset == 0 and data.startswith(UTF8_MARK) else 0
-            if num_read > num_marked:
-                number += 1
-                yield _line(number, offset + num_marked, data[num_marked:], is_cut=is_cut)
-            offset += num_read + (_skip_line(file) if is_cut else 0)
+        for number, (offset, data, is_cut) in enumerate(raw_lines(file), 1):
+            yield named_line(number, offset, data, is_cut=is_cut)
 
 
-def _skip_line(file: BinaryIO) -> int:
+def raw_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes, bool]]:
+    """Offset and bytes of each line of an open file, and whether only the first `MAX_LINE_BYTES` of it are given.
+
+    Args:
+        begin: where the stream begins in its file.
+
+    Raises:
+        UnreadableError: the file is UTF-16.
+    """
+    offset = begin
+    while data := file.readline(MAX_LINE_BYTES):
+        if offset == 0 and data.startswith(UTF16_MARKS):
+            raise UnreadableError("the file is UTF-16; convert it to UTF-8")
+        num_read = len(data)
+        is_cut = num_read == MAX_LINE_BYTES and not data.endswith(b"\n")
+        if offset == 0 and data.startswith(UTF8_MARK):
+            if num_read > len(UTF8_MARK):
+                yield len(UTF8_MARK), data[len(UTF8_MARK) :], is_cut
+        else:
+            yield offset, data, is_cut
+        offset += num_read + (skip_line(file) if is_cut else 0)
+
+
+def skip_line(file: BinaryIO) -> int:
     """Read to the end of a line; returns how many bytes that were."""
     skipped = 0
     while rest := file.readline(MAX_LINE_BYTES):
@@ -69,7 +84,8 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _line(number: int, offset: int, data: bytes, *, is_cut: bool) -> Line:
+def named_line(number: int, offset: int, data: bytes, *, is_cut: bool) -> Line:
+    """A line of `raw_lines` as text, or with what is wrong with it."""
     if is_cut:
         return Line(number, offset, _shown(data[:1000]) + "\n", "line too long", f"more than {MAX_LINE_BYTES} bytes")
     try:

@@ -1,0 +1,206 @@
+"""The rows of one piece of a source as columns, with what decides where each of them goes."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+from pyarrow import ipc
+
+from nexa_core import durable
+from nexa_core.config.data import Rows
+from nexa_data.rows import SCHEMAS, Canonical, CanonicalRow, RowError, canonical
+from nexa_data.sources.raw import BadRow, RawRow, Row, excerpt
+from nexa_data.split import position_of
+
+BATCH_ROWS = 10_000
+BATCH_BYTES = 32 * 2**20
+FLOAT_BYTES = 4
+
+_PLACES = pyarrow.schema(
+    [
+        pyarrow.field("nexa.id", pyarrow.uint64()),
+        pyarrow.field("nexa.position", pyarrow.uint64()),
+        pyarrow.field("nexa.size", pyarrow.int64()),
+        pyarrow.field("nexa.number", pyarrow.int64()),
+        pyarrow.field("nexa.line", pyarrow.int64()),
+        pyarrow.field("nexa.offset", pyarrow.int64()),
+        pyarrow.field("nexa.excerpt", pyarrow.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What makes a source's rows canonical, in a form that travels to other processes."""
+
+    rows: Rows
+    salt: str | None
+    """Of the split; None where rows are not split."""
+    num_features: int | None = None
+    """Of each row of features, once the first one has decided it."""
+
+    def converter(self) -> Canonical:
+        return canonical(self.rows, num_features=self.num_features)
+
+
+class Bad(NamedTuple):
+    """A row that was left out, the `number`-th of its piece, in the step `step`."""
+
+    number: int
+    step: str
+    row: BadRow
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a piece in their order; arrays have an element a row that is kept."""
+
+    table: pyarrow.Table
+    """In the columns of its schema."""
+    ids: np.ndarray
+    """uint64: the number that `row_id` is."""
+    positions: np.ndarray
+    """uint64: where each row lies between 0 and 2**64; the split is a function of it."""
+    sizes: np.ndarray
+    """Bytes of all columns."""
+    numbers: np.ndarray
+    """Which row of its piece, bad ones counted, from 0."""
+    lines: np.ndarray
+    offsets: np.ndarray
+    """Bytes; -1 where a format has no lines."""
+    bad: Sequence[Bad]
+    num_read: int
+    labels: frozenset[str]
+    num_features: int | None
+    excerpt_of: Callable[[int], str]
+    """The beginning of the source's row that the given row was made of."""
+
+
+@dataclass
+class _Growing:
+    """A batch that is being filled."""
+
+    rows: list[CanonicalRow] = field(default_factory=list)
+    raw: list[RawRow] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
+    """Every row of a piece, good in the columns of its schema or bad with its reason."""
+    convert, schema, salt = making.converter(), SCHEMAS[making.rows.name], making.salt
+    growing, began = _Growing(), 0
+    number = -1
+    for number, raw in enumerate(rows):
+        if isinstance(raw, BadRow):
+            growing.bad.append(Bad(number, "read", raw))
+            continue
+        try:
+            row = convert(raw.values)
+        except RowError as error:
+            left_out = BadRow(raw.file, raw.line, error.reason, excerpt(raw.values), error.detail, raw.offset)
+            growing.bad.append(Bad(number, "normalise", left_out))
+            continue
+        growing.rows.append(row)
+        growing.raw.append(raw)
+        growing.numbers.append(number)
+        growing.positions.append(0 if salt is None else position_of(row.input, salt))
+        growing.size_bytes += row.size_bytes
+        if len(growing.rows) >= BATCH_ROWS or growing.size_bytes >= BATCH_BYTES:
+            yield _close(growing, schema, number + 1 - began)
+            growing, began = _Growing(), number + 1
+    if number + 1 > began:
+        yield _close(growing, schema, number + 1 - began)
+
+
+def _close(growing: _Growing, schema: pyarrow.Schema, num_read: int) -> Batch:
+    rows, raw = growing.rows, growing.raw
+    columns = [
+        pyarrow.array([row.row_id if name == "row_id" else row.columns[name] for row in rows], kind)
+        for name, kind in zip(schema.names, schema.types, strict=True)
+    ]
+    num_features = len(rows[0].input) // FLOAT_BYTES if rows and "features" in schema.names else None
+    return Batch(
+        table=pyarrow.Table.from_arrays(columns, schema=schema),
+        ids=np.array([int(row.row_id, 16) for row in rows], dtype=np.uint64),
+        positions=np.array(growing.positions, dtype=np.uint64),
+        sizes=np.array([row.size_bytes for row in rows], dtype=np.int64),
+        numbers=np.array(growing.numbers, dtype=np.int64),
+        lines=np.array([each.line for each in raw], dtype=np.int64),
+        offsets=np.array([-1 if each.offset is None else each.offset for each in raw], dtype=np.int64),
+        bad=growing.bad,
+        num_read=num_read,
+        labels=frozenset(row.label for row in rows if row.label is not None),
+        num_features=num_features,
+        excerpt_of=lambda index: excerpt(raw[index].values),
+    )
+
+
+def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) -> None:
+    """Batches as an Arrow file, each with its bad rows beside it.
+
+    Args:
+        with_excerpts: whether rows cannot be read again where they begin, so that what is shown of them is kept.
+    """
+    writer = None
+    with durable.create(path) as file:
+        for batch in batches:
+            count = len(batch.ids)
+            shown = [batch.excerpt_of(index) for index in range(count)] if with_excerpts else [None] * count
+            own = (batch.ids, batch.positions, batch.sizes, batch.numbers, batch.lines, batch.offsets, shown)
+            places = [pyarrow.array(values, kind) for values, kind in zip(own, _PLACES.types, strict=True)]
+            schema = pyarrow.schema([*batch.table.schema, *_PLACES])
+            columns = [column.combine_chunks() for column in batch.table.columns]
+            record = pyarrow.RecordBatch.from_arrays([*columns, *places], schema=schema)
+            about = {
+                "bad": [[number, step, *row] for number, step, row in batch.bad],
+                "num_read": batch.num_read,
+                "labels": sorted(batch.labels),
+                "num_features": batch.num_features,
+            }
+            if writer is None:
+                writer = ipc.new_file(file, schema, options=ipc.IpcWriteOptions(compression="lz4"))
+            writer.write_batch(record, custom_metadata={"about": json.dumps(about)})
+        if writer is not None:
+            writer.close()
+
+
+def read_batches(path: Path, excerpt_at: Callable[[int], str] | None) -> Iterator[Batch]:
+    """The batches of `write_batches`.
+
+    Args:
+        excerpt_at: reads the beginning of the row at an offset again; None where the file has kept it.
+    """
+    if path.stat().st_size == 0:
+        return
+    with pyarrow.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
+        for index in range(file.num_record_batches):
+            record, metadata = file.get_batch_with_custom_metadata(index)
+            yield _batch_of(pyarrow.Table.from_batches([record]), json.loads(metadata["about"]), excerpt_at)
+
+
+def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[[int], str] | None) -> Batch:
+    ids, positions, sizes, numbers, lines, offsets = (
+        table[name].to_numpy() for name in _PLACES.names if name != "nexa.excerpt"
+    )
+    excerpts = table["nexa.excerpt"]
+    return Batch(
+        table=table.drop_columns(_PLACES.names),
+        ids=ids,
+        positions=positions,
+        sizes=sizes,
+        numbers=numbers,
+        lines=lines,
+        offsets=offsets,
+        bad=[Bad(number, step, BadRow(*row)) for number, step, *row in about["bad"]],
+        num_read=about["num_read"],
+        labels=frozenset(about["labels"]),
+        num_features=about["num_features"],
+        excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
+    )

@@ -1,0 +1,145 @@
+"""A source's pieces made canonical: here one after the other, or, of a large source, by several processes at once.
+
+What a process has made of a piece is kept under a digest of everything that decided it, so that a source of which one file
+has changed is only read anew where it has.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from nexa_core import digests, durable
+from nexa_core.config.data import DatasetConfig, TeacherInputsOutput
+from nexa_data import manifests
+from nexa_data.batches import Batch, Making, make_batches, read_batches, write_batches
+from nexa_data.sources import Source
+from nexa_data.sources.raw import Piece
+
+PARALLEL_FROM_BYTES = 48 * 2**20
+"""A smaller source is read by this process: others take half a second to begin."""
+PIECES_AHEAD = 2  # for each process
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one piece of a source."""
+
+    piece: Piece
+    batches: Iterator[Batch]
+    num_lines: int | None
+    """None until the batches are read, where the piece is being read with them."""
+
+    @property
+    def file(self) -> str:
+        return self.piece.file
+
+    @property
+    def lines_read(self) -> int:
+        """Of the piece, once its batches are read."""
+        return self.piece.num_lines if self.num_lines is None else self.num_lines
+
+
+def make_parts(source: Source, config: DatasetConfig, folder: Path) -> Iterator[Part]:
+    """The parts of a source in its order.
+
+    Args:
+        folder: where what other processes have made is kept until the source's next version.
+
+    Raises:
+        RuntimeError: one of them was killed.
+    """
+    pieces = source.pieces()
+    salt = None if isinstance(config.output, TeacherInputsOutput) else config.output.salt
+    making = Making(config.rows, salt)
+    if len(pieces) == 1 or sum(piece.size_bytes for piece in pieces) < PARALLEL_FROM_BYTES:
+        yield from _make_here(pieces, making)
+        return
+    if config.rows.name == "features":  # the first row says for all how many numbers a row has
+        making = replace(making, num_features=_num_features(pieces, making))
+    used: set[Path] = set()
+    for part, path in _make_elsewhere(pieces, making, folder):
+        used |= {path, _facts_of(path)}
+        yield part
+    for left_over in set(folder.iterdir()) - used:
+        durable.remove(left_over)
+
+
+def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
+    for piece in pieces:
+        batches = make_batches(piece.rows(), making)
+        first = next(batches, None)
+        if first is None:
+            yield Part(piece, iter(()), None)
+            continue
+        making = replace(making, num_features=making.num_features or first.num_features)
+        yield Part(piece, chain([first], batches), None)
+
+
+def _num_features(pieces: list[Piece], making: Making) -> int | None:
+    found = (batch.num_features for piece in pieces for batch in make_batches(piece.rows(), making))
+    return next(filter(None, found), None)
+
+
+def _make_elsewhere(pieces: list[Piece], making: Making, folder: Path) -> Iterator[tuple[Part, Path]]:
+    from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    at_work = Parallel(_num_processes(), return_as="generator", pre_dispatch=f"{PIECES_AHEAD} * n_jobs", batch_size=1)
+    try:
+        made = at_work(delayed(_make_part)(piece, making, folder) for piece in pieces)
+        for piece, (path, num_lines) in zip(pieces, made, strict=True):
+            yield Part(piece, read_batches(path, piece.excerpt_at), num_lines), path
+    except TerminatedWorkerError:
+        raise RuntimeError(
+            "A process that reads rows was killed, most often because the memory was full. The same command goes on "
+            "where it was."
+        ) from None
+
+
+def _num_processes() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make_part(piece: Piece, making: Making, folder: Path) -> tuple[Path, int]:
+    """In a process of its own: the file of a piece's rows, made where it does not stand whole, and its number of lines."""
+    path = folder / f"{_key(piece, making)}.arrow"
+    facts = _read_facts(path)
+    if facts is None:
+        write_batches(path, make_batches(piece.rows(), making), with_excerpts=piece.excerpt_at is None)
+        facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
+        durable.write_json(_facts_of(path), facts)
+    return path, int(facts["num_lines"])
+
+
+def _key(piece: Piece, making: Making) -> str:
+    """The digest of all that decides what is made of a piece."""
+    return digests.of_value(
+        {
+            "bytes": piece.digest(),
+            "file": piece.file,
+            "begin": piece.begin_bytes,
+            "rows": making.rows.resolved(),
+            "salt": making.salt,
+            "num_features": making.num_features,
+            "code": manifests.code_digest(),
+            "libraries": {name: metadata.version(name) for name in ("orjson", "pyarrow")},
+        }
+    )
+
+
+def _facts_of(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """What is known of a file that was made earlier; None where it is not there or not what it was."""
+    try:
+        facts: dict[str, Any] = json.loads(_facts_of(path).read_text(encoding="utf-8"))
+        return facts if facts["sha256"] == digests.of_file(path) else None
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,97 @@
+"""What a source is read in: whole streams of rows, or, of large files of JSON lines, ranges of bytes."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nexa_core import digests
+from nexa_data.sources.json_files import row_at, rows_of_lines
+from nexa_data.sources.raw import UNREADABLE, BadRow, RawRow, Row, excerpt
+from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, raw_lines, skip_line
+
+PIECE_BYTES = 16 * 2**20
+
+
+@dataclass
+class Whole:
+    """All rows of a file, or of a function."""
+
+    file: str
+    read: Callable[[], Iterator[Row]]
+    path: Path | None = None
+    """Of a file; None for a function."""
+    size_bytes: int = 0
+    begin_bytes: int = 0
+    num_lines: int = 0
+    excerpt_at: None = None
+
+    def rows(self) -> Iterator[Row]:
+        return self.read()
+
+    def digest(self) -> str | None:
+        return None if self.path is None else digests.of_file(self.path)
+
+
+@dataclass
+class JsonLines:
+    """The lines of a file that begin in a range of its bytes."""
+
+    file: str
+    path: Path
+    begin: int
+    end: int
+    num_lines: int = 0
+    _data: bytes | None = field(default=None, repr=False)
+    _first: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def begin_bytes(self) -> int:
+        return self.begin
+
+    def rows(self) -> Iterator[Row]:
+        self._load()
+        assert self._data is not None
+        try:
+            for row in rows_of_lines(raw_lines(io.BytesIO(self._data), self._first), self.file):
+                self.num_lines += 1
+                yield row
+        except UnreadableError as error:
+            yield BadRow(self.file, None, UNREADABLE, detail=str(error))
+
+    def digest(self) -> str:
+        self._load()
+        assert self._data is not None
+        return digests.of_bytes(self._data)
+
+    def excerpt_at(self, offset: int) -> str:
+        row = row_at(self.path, offset, self.file)
+        assert isinstance(row, RawRow)
+        return excerpt(row.values)
+
+    def _load(self) -> None:
+        """Read the lines at once: the last one to its end, be that beyond the range."""
+        if self._data is not None:
+            return
+        with self.path.open("rb") as file:
+            if self.begin:
+                file.seek(self.begin - 1)
+                if file.read(1) != b"\n":
+                    skip_line(file)
+            self._first = file.tell()
+            data = file.read(max(0, self.end - self._first))
+            if data and not data.endswith(b"\n"):
+                data += file.readline(MAX_LINE_BYTES + 1)
+        self._data = data
+
+
+def cut_json_lines(file: str, path: Path) -> list[JsonLines]:
+    """An uncompressed file in pieces that follow each other; a small one, or one in UTF-16, is a single piece."""
+    size = path.stat().st_size
+    with path.open("rb") as opened:
+        step = max(size, 1) if opened.read(2) in UTF16_MARKS else PIECE_BYTES
+    return [JsonLines(file, path, begin, min(begin + step, size)) for begin in range(0, max(size, 1), step)]
