@@ -1,12 +1,14 @@
 """The one way into a command: `python -m package.module` and `nexa verb` parse the same options and fail the same way."""
 
 import errno
+import json
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nexa_core.errors import NexaError, UserError, not_built_yet
 from nexa_core.logs import log_to_stderr
@@ -52,6 +54,11 @@ def fail(message: str, exit_code: int) -> None:
     if message:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    """Print a result: text for people, or JSON for machines."""
+    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
 def refuse(what: str, instead: str) -> None:

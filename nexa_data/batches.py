@@ -1,7 +1,7 @@
 """The rows of one piece of a source as columns, with what decides where each of them goes."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,18 @@ from pyarrow import ipc
 
 from nexa_core import durable
 from nexa_core.config.data import Rows
-from nexa_data.rows import SCHEMAS, Canonical, CanonicalRow, RowError, canonical
+from nexa_core.config.quality import PrivateStep, QualityStep
+from nexa_data.makers import CanonicalRow, RowError
+from nexa_data.quality import looked_at, open_step
+from nexa_data.quality.private import masker
+from nexa_data.rows import SCHEMAS, Canonical, canonical
 from nexa_data.sources.raw import BadRow, RawRow, Row, excerpt
 from nexa_data.split import position_of
 
 BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 2**20
 FLOAT_BYTES = 4
+SCORE = "nexa.score."
 
 _PLACES = pyarrow.schema(
     [
@@ -42,6 +47,13 @@ class Making:
     """Of the split; None where rows are not split."""
     num_features: int | None = None
     """Of each row of features, once the first one has decided it."""
+    quality: tuple[QualityStep, ...] = ()
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The kinds of private data that are blanked before anything else is done."""
+        steps = [step for step in self.quality if isinstance(step, PrivateStep) and step.action == "mask"]
+        return tuple(sorted({kind for step in steps for kind in step.kinds}))
 
     def converter(self) -> Canonical:
         return canonical(self.rows, num_features=self.num_features)
@@ -78,6 +90,8 @@ class Batch:
     num_features: int | None
     excerpt_of: Callable[[int], str]
     """The beginning of the source's row that the given row was made of."""
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the quality steps measured, by `score_name`."""
 
 
 @dataclass
@@ -87,6 +101,7 @@ class _Growing:
     rows: list[CanonicalRow] = field(default_factory=list)
     raw: list[RawRow] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     size_bytes: int = 0
@@ -94,10 +109,11 @@ class _Growing:
 
 def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
     """Every row of a piece, good in the columns of its schema or bad with its reason."""
-    convert, schema, salt = making.converter(), SCHEMAS[making.rows.name], making.salt
+    convert, measure = making.converter(), Measuring(making)
+    schema, salt = SCHEMAS[making.rows.name], making.salt
     growing, began = _Growing(), 0
     number = -1
-    for number, raw in enumerate(rows):
+    for number, raw in enumerate(_masked(rows, making.masked)):
         if isinstance(raw, BadRow):
             growing.bad.append(Bad(number, "read", raw))
             continue
@@ -111,15 +127,45 @@ def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
         growing.raw.append(raw)
         growing.numbers.append(number)
         growing.positions.append(0 if salt is None else position_of(row.input, salt))
+        growing.scores.append(measure(row.columns))
         growing.size_bytes += row.size_bytes
         if len(growing.rows) >= BATCH_ROWS or growing.size_bytes >= BATCH_BYTES:
-            yield _close(growing, schema, number + 1 - began)
+            yield _close(growing, schema, measure.names, number + 1 - began)
             growing, began = _Growing(), number + 1
     if number + 1 > began:
-        yield _close(growing, schema, number + 1 - began)
+        yield _close(growing, schema, measure.names, number + 1 - began)
 
 
-def _close(growing: _Growing, schema: pyarrow.Schema, num_read: int) -> Batch:
+class Measuring:
+    """The scores of canonical rows, in all steps."""
+
+    def __init__(self, making: Making):
+        self._steps = [(looked_at(making.rows.name, each.of), open_step(each)) for each in making.quality]
+        self.names = [score_name(index, name) for index, (_, step) in enumerate(self._steps) for name in step.names]
+
+    def __call__(self, columns: Mapping[str, Any]) -> list[float]:
+        return [score for look, step in self._steps for score in step.measure(look(columns))]
+
+
+def score_name(step: int, name: str) -> str:
+    """What a step's score is called among those of all steps."""
+    return f"{step}.{name}"
+
+
+def _masked(rows: Iterator[Row], kinds: Sequence[str]) -> Iterator[Row]:
+    """Rows with private data blanked in all that anybody will see of them."""
+    if not kinds:
+        return rows
+    mask = masker(kinds)
+    return (
+        row._replace(raw=mask(row.raw), detail=mask(row.detail))
+        if isinstance(row, BadRow)
+        else row._replace(values=mask(row.values))
+        for row in rows
+    )
+
+
+def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str], num_read: int) -> Batch:
     rows, raw = growing.rows, growing.raw
     columns = [
         pyarrow.array([row.row_id if name == "row_id" else row.columns[name] for row in rows], kind)
@@ -139,6 +185,13 @@ def _close(growing: _Growing, schema: pyarrow.Schema, num_read: int) -> Batch:
         labels=frozenset(row.label for row in rows if row.label is not None),
         num_features=num_features,
         excerpt_of=lambda index: excerpt(raw[index].values),
+        scores=dict(
+            zip(
+                score_names,
+                np.array(growing.scores, dtype=np.float64).reshape(len(rows), len(score_names)).T,
+                strict=True,
+            )
+        ),
     )
 
 
@@ -153,11 +206,14 @@ def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) 
         for batch in batches:
             count = len(batch.ids)
             shown = [batch.excerpt_of(index) for index in range(count)] if with_excerpts else [None] * count
+            scores = [pyarrow.field(f"{SCORE}{name}", pyarrow.float64()) for name in batch.scores]
             own = (batch.ids, batch.positions, batch.sizes, batch.numbers, batch.lines, batch.offsets, shown)
             places = [pyarrow.array(values, kind) for values, kind in zip(own, _PLACES.types, strict=True)]
-            schema = pyarrow.schema([*batch.table.schema, *_PLACES])
+            schema = pyarrow.schema([*batch.table.schema, *_PLACES, *scores])
             columns = [column.combine_chunks() for column in batch.table.columns]
-            record = pyarrow.RecordBatch.from_arrays([*columns, *places], schema=schema)
+            record = pyarrow.RecordBatch.from_arrays(
+                [*columns, *places, *map(pyarrow.array, batch.scores.values())], schema=schema
+            )
             about = {
                 "bad": [[number, step, *row] for number, step, row in batch.bad],
                 "num_read": batch.num_read,
@@ -190,8 +246,9 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         table[name].to_numpy() for name in _PLACES.names if name != "nexa.excerpt"
     )
     excerpts = table["nexa.excerpt"]
+    scores = [name for name in table.column_names if name.startswith(SCORE)]
     return Batch(
-        table=table.drop_columns(_PLACES.names),
+        table=table.drop_columns([*_PLACES.names, *scores]),
         ids=ids,
         positions=positions,
         sizes=sizes,
@@ -203,4 +260,5 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         labels=frozenset(about["labels"]),
         num_features=about["num_features"],
         excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
+        scores={name.removeprefix(SCORE): table[name].to_numpy() for name in scores},
     )

@@ -140,6 +140,22 @@ def open_dataset(layout: Layout, name: str, version: str, *, category: str = "tr
     return Dataset(layout, path, manifest)
 
 
+def find_dataset(layout: Layout, key: str) -> Dataset:
+    """The dataset called ``<name>_<version>``.
+
+    Raises:
+        UserError: there is none, or one in each of several categories.
+    """
+    datasets = list_datasets(layout)
+    found = [dataset for dataset in datasets if dataset.key == key]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"There are several datasets {key}: of {' and '.join(each.category for each in found)}.")
+    known = [dataset.key for dataset in datasets]
+    raise UserError(f"No dataset {key}.{did_you_mean(key, known)} There: {', '.join(known) or 'none'}.")
+
+
 def list_datasets(layout: Layout) -> list[Dataset]:
     """Every dataset there is, by category and key."""
     return [

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow
 
 from nexa_core.config.data import DatasetConfig, PretrainOutput, TeacherInputsOutput
-from nexa_data.batches import Bad, Batch
+from nexa_data.batches import Bad, Batch, score_name
 from nexa_data.parts import Part
+from nexa_data.quality import open_step, step_names
+from nexa_data.quality.scores import ScoreTable
 from nexa_data.rejects import Rejects
 from nexa_data.sources.raw import BLANK, BadRow
 from nexa_data.split import SPLITS, splits_of
@@ -25,6 +27,16 @@ Place = Callable[[pyarrow.Table, np.ndarray, np.ndarray], None]
 """Puts rows, with their sizes and positions, into the tables they belong to."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A canonical row, the `index`-th of its batch, that the step `step` leaves out."""
+
+    index: int
+    step: str
+    reason: str
+    detail: str
+
+
 @dataclass
 class Census:
     """What was counted on the way; `feature_shape` is None for rows without features."""
@@ -35,37 +47,71 @@ class Census:
     feature_shape: list[int] | None = None
 
 
-def fill(tables: Tables, rejects: Rejects, parts: Iterable[Part], config: DatasetConfig) -> Census:
-    """Put every row where it belongs; holds a row group of each table and all ids in memory, no more."""
-    census, pace, seen = Census(), Pace(config.key), Seen()
-    place = _placement(config, tables)
+def fill(
+    tables: Tables, rejects: Rejects, parts: Iterable[Part], config: DatasetConfig, *, scores: ScoreTable | None
+) -> Census:
+    """Put every row where it belongs; holds a row group of each table and all ids in memory, no more.
+
+    Args:
+        scores: takes what the quality steps measured of each row, where there are such steps.
+    """
+    census, pace = Census(), Pace(config.key)
+    sieve = _Sieve(config, _placement(config, tables), census, scores)
     for file, parts_of_file in groupby(parts, key=lambda part: part.file):
         listed = _Listed(rejects, file, census)
         for part in parts_of_file:
             for batch in part.batches:
-                repeated = _keep(batch, place, seen, config, census)
-                listed.add(batch, repeated)
+                listed.add(batch, sieve.keep(batch, file, listed.lines_before))
                 pace.tick(census.num_read)
             listed.lines_before += part.lines_read
         listed.close()
     return census
 
 
-def _keep(batch: Batch, place: Place, seen: "Seen", config: DatasetConfig, census: Census) -> np.ndarray:
-    """Place a batch's rows; returns which of them are repeated and left out."""
-    times = seen.count(batch.ids)
-    census.labels |= batch.labels
-    if config.rows.name == "features" and census.feature_shape is None and batch.num_features is not None:
-        census.feature_shape = list(config.rows.shape or (batch.num_features,))
-    repeated = times > 0
-    if not config.drop_duplicates:
-        place(_with_own_ids(batch.table, times), batch.sizes, batch.positions)
-        census.num_kept += len(batch.ids)
-        return np.zeros_like(repeated)
-    table = batch.table.filter(pyarrow.array(~repeated)) if repeated.any() else batch.table
-    place(table, batch.sizes[~repeated], batch.positions[~repeated])
-    census.num_kept += len(table)
-    return repeated
+class _Sieve:
+    """Decides of each canonical row whether it is kept."""
+
+    def __init__(self, config: DatasetConfig, place: Place, census: Census, scores: ScoreTable | None):
+        self._config, self._place, self._census, self._scores = config, place, census, scores
+        self._steps = list(zip(step_names(config), map(open_step, config.quality), strict=True))
+        self._seen = Seen()
+
+    def keep(self, batch: Batch, file: str, lines_before: int) -> list[LeftOut]:
+        """Place what is kept; returns the others."""
+        census, config = self._census, self._config
+        census.labels |= batch.labels
+        if config.rows.name == "features" and census.feature_shape is None and batch.num_features is not None:
+            census.feature_shape = list(config.rows.shape or (batch.num_features,))
+        left_out, is_kept = self._judge(batch)
+        if self._scores is not None:
+            removed_by = np.full(len(is_kept), "", dtype=object)
+            for each in left_out:
+                removed_by[each.index] = each.step
+            self._scores.add(batch, file, batch.lines + lines_before, removed_by)
+        times = np.zeros(len(is_kept), dtype=np.int64)
+        times[is_kept] = self._seen.count(batch.ids[is_kept])
+        if config.drop_duplicates:
+            left_out += [LeftOut(index, "deduplicate", "", "") for index in np.flatnonzero(times).tolist()]
+            is_kept &= times == 0
+            times[:] = 0
+        table = _with_own_ids(batch.table, times)
+        table = table if is_kept.all() else table.filter(pyarrow.array(is_kept))
+        self._place(table, batch.sizes[is_kept], batch.positions[is_kept])
+        census.num_kept += len(table)
+        return left_out
+
+    def _judge(self, batch: Batch) -> tuple[list[LeftOut], np.ndarray]:
+        """What the quality steps leave out, each row by the first of them; and which rows are kept."""
+        left_out: list[LeftOut] = []
+        is_kept = np.ones(len(batch.ids), dtype=bool)
+        for index, (name, step) in enumerate(self._steps):
+            reasons = step.reasons({score: batch.scores[score_name(index, score)] for score in step.names})
+            for row in np.flatnonzero(is_kept & (reasons != "")).tolist():
+                measured = str(reasons[row]).split(" ")[0]
+                value = batch.scores[score_name(index, measured)][row]
+                left_out.append(LeftOut(row, name, str(reasons[row]), f"{value:g}"))
+            is_kept &= reasons == ""
+        return left_out, is_kept
 
 
 def _with_own_ids(table: pyarrow.Table, times: np.ndarray) -> pyarrow.Table:
@@ -136,27 +182,20 @@ class _Listed:
         self._num_rows = 0
         self.lines_before = 0
 
-    def add(self, batch: Batch, repeated: np.ndarray) -> None:
-        is_blank = [bad.step == "read" and bad.row.reason == BLANK and not bad.row.raw.strip() for bad in batch.bad]
-        num_blank = 0  # at the batch's end
-        if len(batch.numbers) == 0 or (batch.bad and batch.bad[-1].number > batch.numbers[-1]):
-            last_kept = batch.numbers[-1] if len(batch.numbers) else -1
-            while (
-                num_blank < len(is_blank)
-                and is_blank[-1 - num_blank]
-                and (batch.bad[-1 - num_blank].number > last_kept)
-            ):
-                num_blank += 1
+    def add(self, batch: Batch, left_out: Sequence[LeftOut]) -> None:
+        """The rows of a batch that were bad, and those that were left out."""
+        num_blank = _count_blank_at_end(batch)
         listed, held = batch.bad[: len(batch.bad) - num_blank], batch.bad[len(batch.bad) - num_blank :]
         if batch.num_read > num_blank:
             self._write_blank()
             self._num_rows += batch.num_read - num_blank
             self._census.num_read += batch.num_read - num_blank
-        for row, row_id in self._in_order(batch, listed, repeated):
-            if row_id is None:
-                self._rejects.add(row.step, self._moved(row.row))
+        rows = [(bad, "") for bad in listed] + [self._shown(batch, each) for each in left_out]
+        for bad, row_id in sorted(rows, key=lambda each: each[0].number):
+            if row_id:
+                self._rejects.add_duplicate(self._moved(bad.row), row_id)
             else:
-                self._rejects.add_duplicate(self._moved(row.row), row_id)
+                self._rejects.add(bad.step, self._moved(bad.row))
         self._blank += [self._moved(bad.row) for bad in held]
 
     def close(self) -> None:
@@ -165,20 +204,19 @@ class _Listed:
             self._rejects.add("read", BadRow(self._file, None, "no rows in the file"))
             self._census.num_read += 1
 
-    def _in_order(self, batch: Batch, listed: Sequence[Bad], repeated: np.ndarray) -> list[tuple[Bad, str | None]]:
-        found: list[tuple[Bad, str | None]] = [(bad, None) for bad in listed]
-        for index in np.flatnonzero(repeated).tolist():
-            offset = int(batch.offsets[index])
-            row = BadRow(
-                self._file,
-                int(batch.lines[index]),
-                "duplicate",
-                batch.excerpt_of(index),
-                offset=None if offset < 0 else offset,
-            )
-            row_id = batch.table["row_id"][index].as_py()
-            found.append((Bad(int(batch.numbers[index]), "deduplicate", row), row_id))
-        return sorted(found, key=lambda each: each[0].number)
+    def _shown(self, batch: Batch, left_out: LeftOut) -> tuple[Bad, str]:
+        """A row as it is listed, and of a repeated one its id."""
+        index, offset = left_out.index, int(batch.offsets[left_out.index])
+        row = BadRow(
+            self._file,
+            int(batch.lines[index]),
+            left_out.reason,
+            batch.excerpt_of(index),
+            left_out.detail,
+            None if offset < 0 else offset,
+        )
+        row_id = batch.table["row_id"][index].as_py() if left_out.step == "deduplicate" else ""
+        return Bad(int(batch.numbers[index]), left_out.step, row), row_id
 
     def _moved(self, row: BadRow) -> BadRow:
         return row if row.line is None else row._replace(line=row.line + self.lines_before)
@@ -189,6 +227,16 @@ class _Listed:
         self._num_rows += len(self._blank)
         self._census.num_read += len(self._blank)
         self._blank = []
+
+
+def _count_blank_at_end(batch: Batch) -> int:
+    last_kept = batch.numbers[-1] if len(batch.numbers) else -1
+    count = 0
+    for bad in reversed(batch.bad):
+        if bad.number < last_kept or bad.row.reason != BLANK or bad.row.raw.strip():
+            break
+        count += 1
+    return count
 
 
 class Pace:

@@ -52,7 +52,7 @@ def training_splits(manifest: Manifest) -> tuple[str, ...]:
 def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     """The record of each file that belongs to a dataset."""
     yield from manifest["splits"].values()
-    yield from (manifest[name] for name in ("tokenizer", "rejects") if manifest[name] is not None)
+    yield from (manifest[name] for name in ("tokenizer", "rejects", "scores") if manifest.get(name) is not None)
 
 
 def damage(layout: Layout, record: Mapping[str, Any]) -> str | None:

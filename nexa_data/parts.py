@@ -55,7 +55,7 @@ def make_parts(source: Source, config: DatasetConfig, folder: Path) -> Iterator[
     """
     pieces = source.pieces()
     salt = None if isinstance(config.output, TeacherInputsOutput) else config.output.salt
-    making = Making(config.rows, salt)
+    making = Making(config.rows, salt, quality=config.quality)
     if len(pieces) == 1 or sum(piece.size_bytes for piece in pieces) < PARALLEL_FROM_BYTES:
         yield from _make_here(pieces, making)
         return
@@ -93,7 +93,10 @@ def _make_elsewhere(pieces: list[Piece], making: Making, folder: Path) -> Iterat
     try:
         made = at_work(delayed(_make_part)(piece, making, folder) for piece in pieces)
         for piece, (path, num_lines) in zip(pieces, made, strict=True):
-            yield Part(piece, read_batches(path, piece.excerpt_at), num_lines), path
+            yield (
+                Part(piece, read_batches(path, piece.excerpt_at if _can_reread(piece, making) else None), num_lines),
+                path,
+            )
     except TerminatedWorkerError:
         raise RuntimeError(
             "A process that reads rows was killed, most often because the memory was full. The same command goes on "
@@ -109,11 +112,17 @@ def _make_part(piece: Piece, making: Making, folder: Path) -> tuple[Path, int]:
     """In a process of its own: the file of a piece's rows, made where it does not stand whole, and its number of lines."""
     path = folder / f"{_key(piece, making)}.arrow"
     facts = _read_facts(path)
+    can_reread = _can_reread(piece, making)
     if facts is None:
-        write_batches(path, make_batches(piece.rows(), making), with_excerpts=piece.excerpt_at is None)
+        write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
         facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
         durable.write_json(_facts_of(path), facts)
     return path, int(facts["num_lines"])
+
+
+def _can_reread(piece: Piece, making: Making) -> bool:
+    """Whether what is shown of a row may be read again from the source; what is masked there is not."""
+    return piece.excerpt_at is not None and not making.masked
 
 
 def _key(piece: Piece, making: Making) -> str:
@@ -126,8 +135,9 @@ def _key(piece: Piece, making: Making) -> str:
             "rows": making.rows.resolved(),
             "salt": making.salt,
             "num_features": making.num_features,
+            "measures": [step.measures() for step in making.quality],
             "code": manifests.code_digest(),
-            "libraries": {name: metadata.version(name) for name in ("orjson", "pyarrow")},
+            "libraries": {name: metadata.version(name) for name in ("orjson", "py3langid", "pyarrow")},
         }
     )
 

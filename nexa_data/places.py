@@ -38,6 +38,10 @@ class Places:
         return self.folder / "tokenizers" / f"{self.config.key}.json"
 
     @property
+    def scores(self) -> Path:
+        return self.folder / "scores" / f"{self.config.key}.parquet"
+
+    @property
     def rejects(self) -> Path:
         return self.folder / "rejects" / f"{self.config.key}.jsonl"
 

@@ -17,6 +17,8 @@ from nexa_data import manifests
 from nexa_data.flow import Census, fill
 from nexa_data.parts import make_parts
 from nexa_data.places import Places
+from nexa_data.quality import step_names
+from nexa_data.quality.scores import ScoreTable
 from nexa_data.rejects import Rejects, counts, rejects_at
 from nexa_data.rows import SCHEMAS, check_columns
 from nexa_data.sources import Source, open_source
@@ -121,7 +123,9 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack:
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
         next(check_columns(source.rows(), config.rows), None)
-        census = fill(tables, rejects, make_parts(source, config, places.parts), config)
+        scores = ScoreTable(stack, places.scores, config) if config.quality else None
+        census = fill(tables, rejects, make_parts(source, config, places.parts), config, scores=scores)
+        num_scored = None if scores is None else scores.close()
         origins = source.origins()  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
@@ -132,7 +136,7 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, origins, census, rejects, tables.num_rows)
+    manifest = _describe(places, origins, census, rejects, tables.num_rows, num_scored)
     _remove_left_over(layout, standing, manifest)
     durable.write_json(places.manifest, manifest)
     prepared = Prepared(places.manifest, manifest, is_new=True)
@@ -151,7 +155,12 @@ def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest:
 
 
 def _describe(
-    places: Places, origins: list[dict[str, Any]], census: Census, rejects: Rejects, num_rows: dict[str, int]
+    places: Places,
+    origins: list[dict[str, Any]],
+    census: Census,
+    rejects: Rejects,
+    num_rows: dict[str, int],
+    num_scored: int | None,
 ) -> dict[str, Any]:
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
@@ -172,10 +181,11 @@ def _describe(
         "sources": origins,
         "steps": _steps(config, census, rejects),
         "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
+        "scores": None if num_scored is None else manifests.describe_file(layout, places.scores, rows=num_scored),
         "tokenizer": _tokenizer(places, [split for split in splits if split not in HELD_OUT]),
         "parents": [],
         "config": resolved,
-        "libraries": {name: metadata.version(name) for name in ("orjson", "pyarrow", "tokenizers")},
+        "libraries": {name: metadata.version(name) for name in ("orjson", "py3langid", "pyarrow", "tokenizers")},
         "code": code,
         "fingerprint": manifests.fingerprint(resolved, origins, code),
     }
@@ -186,6 +196,7 @@ def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict
     parameters: dict[str, Any] = {
         "read": config.source.resolved(),
         "normalise": config.rows.resolved(),
+        **{name: step.resolved() for name, step in zip(step_names(config), config.quality, strict=True)},
         "deduplicate": {"drop_duplicates": config.drop_duplicates},
         "split": config.output.resolved(),
     }

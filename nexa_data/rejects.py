@@ -43,7 +43,7 @@ class Rejects:
 
     @property
     def num_rows(self) -> int:
-        return self.num_bad + self.num_in("deduplicate")
+        return sum(reasons.total() for reasons in self.reasons.values())
 
     def check(self, num_read: int, limit: float) -> None:
         """Hold the share of bad rows against its limit.

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexa_core.config.data import ChatRows, FeatureRows, PairRows, Rows, TextRows
-from nexa_data.rows import Canonical, RowError, canonical, plain_messages, used_columns
+from nexa_data.makers import RowError
+from nexa_data.rows import Canonical, canonical, plain_messages, used_columns
 from nexa_models.spec import ModelSpec
 
 OWN_COLUMN = {"features": "features", "text": "text", "pairs": "prompt", "chat": "messages"}

@@ -15,7 +15,7 @@ import torch
 
 from nexa_core import durable
 from nexa_core.errors import GateError, UserError
-from nexa_data.rows import RowError
+from nexa_data.makers import RowError
 from nexa_data.sources.json_files import read_json_lines
 from nexa_data.sources.raw import BadRow, Row
 from nexa_data.sources.streams import UnreadableError

@@ -7,12 +7,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from nexa_core.command import run_to_exit
+from nexa_core.command import run_to_exit, show
 from nexa_core.errors import UserError
+from scripts import data_commands
 
 app = typer.Typer(
     help="A machine-learning laboratory in a box: raw files in, a verified package out.",
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(data_commands.app, name="data")
 
 Config = Annotated[Path, typer.Option("--config", help="YAML file of settings.")]
 OptionalConfig = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
@@ -368,11 +371,6 @@ def tune(
     from scripts.hyperparameter_search import search
 
     search(config, max_trials=max_trials)
-
-
-def show(value: Any, text: str, as_json: bool) -> None:
-    """Print a result: text for people, or JSON for machines."""
-    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 
 
 if __name__ == "__main__":

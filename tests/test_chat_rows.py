@@ -15,8 +15,9 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import Dataset, open_dataset
+from nexa_data.makers import CanonicalRow, RowError
 from nexa_data.prepare import prepare_dataset
-from nexa_data.rows import CanonicalRow, RowError, canonical, plain_messages
+from nexa_data.rows import canonical, plain_messages
 
 CHAT = {"name": "chat", "messages": "messages"}
 SHAREGPT = {

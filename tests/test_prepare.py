@@ -20,8 +20,9 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import tables
 from nexa_data.datasets import list_datasets, open_dataset
+from nexa_data.makers import RowError
 from nexa_data.prepare import Prepared, prepare, prepare_dataset
-from nexa_data.rows import RowError, canonical
+from nexa_data.rows import canonical
 from nexa_data.split import SPLITS
 from tests.labs import split_of
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from nexa_core.config.base import Settings
+from nexa_core.config.quality import QualityStep
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -228,6 +229,8 @@ class DatasetConfig(Settings):
     source: Source
     rows: Rows
     output: Output
+    quality: tuple[QualityStep, ...] = ()
+    """Steps that rows go through, one after the other; a row that fails one is left out and is nothing bad."""
     tokenizer: TokenizerConfig | None = None
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of rows that may be bad before the dataset is refused (exit 3)."""
@@ -247,6 +250,13 @@ class DatasetConfig(Settings):
             yield ("rows",), "pairs without `completion:` can only become `output: {name: teacher_inputs}`"
         if self.output.name == "pretrain" and (self.rows.name != "pairs" or self.rows.prompt is not None):
             yield ("rows",), "pretrain shards hold documents: `rows: {name: pairs, completion: <column>}`"
+        if self.quality and self.rows.name == "features":
+            yield ("quality",), "quality steps look at texts, and rows of features have none"
+        for index, step in enumerate(self.quality):
+            if step.of != "all" and self.rows.name not in ("pairs", "chat"):
+                yield ("quality", index, "of"), "only pairs and chats have sides"
+            if step.of != "all" and self.rows.name == "pairs" and getattr(self.rows, step.of) is None:
+                yield ("quality", index, "of"), f"the rows have no {step.of}"
         if self.tokenizer is not None and (self.rows.name == "features" or self.output.name == "teacher_inputs"):
             yield ("tokenizer",), "a tokenizer is trained on text, pairs or chat that is for training or pretraining"
 

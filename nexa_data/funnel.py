@@ -1,0 +1,179 @@
+"""What each step of a dataset left out, and what it would with other limits: told from the scores that are kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+
+from nexa_core.config.data import DatasetConfig
+from nexa_core.config.documents import Document
+from nexa_core.config.load import parse_config
+from nexa_core.errors import UserError
+from nexa_data import manifests
+from nexa_data.batches import score_name
+from nexa_data.datasets import Dataset
+from nexa_data.quality import open_step, step_names
+
+MAX_EXAMPLE_CHARS = 160
+
+
+@dataclass(frozen=True)
+class Example:
+    file: str
+    line: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the funnel."""
+
+    name: str
+    rows_in: int
+    rows_out: int
+    reasons: Mapping[str, int]
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True)
+class Funnel:
+    dataset: str
+    changed: tuple[str, ...]
+    """The limits that differ from those that the dataset was made with; the rows on disk are still those."""
+    stages: tuple[Stage, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        head = f"{self.dataset}" + (f", if it were made with {', '.join(self.changed)}" if self.changed else "")
+        lines = [head, f"  {'step':<16} {'rows in':>12} {'left out':>12} {'share':>8}"]
+        for stage in self.stages:
+            removed = stage.rows_in - stage.rows_out
+            share = removed / stage.rows_in if stage.rows_in else 0.0
+            lines.append(f"  {stage.name:<16} {stage.rows_in:>12,} {removed:>12,} {share:>8.2%}")
+            lines += [f"    {count:>12,}x {reason}" for reason, count in stage.reasons.items()]
+            lines += [f"      {each.file}:{each.line}: {each.text}" for each in stage.examples]
+        return "\n".join(lines)
+
+
+def show_funnel(dataset: Dataset, *, overrides: Sequence[str] = (), num_examples: int = 2) -> Funnel:
+    """The steps of a dataset with what each of them left out.
+
+    Args:
+        overrides: limits to try instead, e.g. ``quality.0.min_words=5``. Rows are judged by the scores that are kept.
+        num_examples: rows to show of each quality step.
+
+    Raises:
+        UserError: an override changes more than limits, or the dataset has no scores to try it on.
+    """
+    manifest = dataset.manifest
+    if not manifest["config"].get("quality"):
+        if overrides:
+            raise UserError(f"{dataset.key} has no quality steps whose limits could be changed.")
+        return Funnel(dataset.key, (), tuple(_recorded(step) for step in manifest["steps"]))
+    config = _with_overrides(dataset, overrides)
+    scores = _read_scores(dataset)
+    before = [_recorded(step) for step in manifest["steps"] if step["name"] in ("read", "normalise")]
+    stages, is_kept = _judge(config, scores, _Texts(dataset), num_examples)
+    is_first = _first_of_each(scores["row_id"], is_kept) if config.drop_duplicates else is_kept
+    num_kept, num_distinct = int(is_kept.sum()), int((is_kept & is_first).sum())
+    repeated = {"duplicate": num_kept - num_distinct} if num_kept > num_distinct else {}
+    last = Stage("deduplicate", num_kept, num_distinct, repeated)
+    return Funnel(dataset.key, tuple(overrides), (*before, *stages, last))
+
+
+def _recorded(step: Mapping[str, Any]) -> Stage:
+    return Stage(step["name"], step["rows_in"], step["rows_out"], step["reasons"])
+
+
+def _with_overrides(dataset: Dataset, overrides: Sequence[str]) -> DatasetConfig:
+    """The dataset's settings with other limits."""
+    recorded = dataset.manifest["config"]
+    made = DatasetConfig.model_validate_json(json.dumps(recorded))
+    document = Document(json.loads(json.dumps(recorded)), {}, dataset.key)
+    for override in overrides:
+        document.override(override)
+    asked = parse_config(document, DatasetConfig)
+    same = made.model_copy(update={"quality": asked.quality}) == asked
+    measured = [[step.measures() for step in each.quality] for each in (made, asked)]
+    if not same or measured[0] != measured[1]:
+        raise UserError(
+            f"{', '.join(overrides)}: only limits can be tried on the scores of {dataset.key}; what is measured is decided when "
+            "it is prepared. Change it in the config and prepare another version."
+        )
+    return asked
+
+
+def _read_scores(dataset: Dataset) -> pyarrow.Table:
+    record = dataset.manifest["scores"]
+    if problem := manifests.damage(dataset.layout, record):
+        raise UserError(f"Dataset {dataset.key}: {problem}. Prepare it again.")
+    return parquet.read_table(dataset.layout.absolute(record["path"]))
+
+
+def _judge(
+    config: DatasetConfig, scores: pyarrow.Table, texts: "_Texts", num_examples: int
+) -> tuple[list[Stage], np.ndarray]:
+    """The stage of each quality step, and which rows pass all of them."""
+    is_kept = np.ones(len(scores), dtype=bool)
+    stages = []
+    for index, (name, settings) in enumerate(zip(step_names(config), config.quality, strict=True)):
+        step = open_step(settings)
+        reasons = step.reasons({each: scores[score_name(index, each)].to_numpy() for each in step.names})
+        removed = is_kept & (reasons != "")
+        found, counts = np.unique(reasons[removed], return_counts=True)
+        order = sorted(zip(counts.tolist(), found.tolist(), strict=True), key=lambda each: (-each[0], each[1]))
+        shown = scores.take(np.flatnonzero(removed)[:num_examples]).to_pylist()
+        rows_in = int(is_kept.sum())
+        is_kept &= ~removed
+        stages.append(
+            Stage(
+                name,
+                rows_in,
+                int(is_kept.sum()),
+                {reason: count for count, reason in order},
+                tuple(Example(row["file"], row["line"], texts.of(row)) for row in shown),
+            )
+        )
+    return stages, is_kept
+
+
+def _first_of_each(row_ids: pyarrow.ChunkedArray, is_kept: np.ndarray) -> np.ndarray:
+    """Whether no kept row before it has its id."""
+    is_first = np.zeros(len(is_kept), dtype=bool)
+    places = np.flatnonzero(is_kept)
+    _, first = np.unique(row_ids.to_numpy()[places].astype(str), return_index=True)
+    is_first[places[first]] = True
+    return is_first
+
+
+class _Texts:
+    """The beginnings of rows: of those left out from the rejects, of the others from the dataset."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        self._rejected: dict[tuple[str, int], str] | None = None
+
+    def of(self, row: Mapping[str, Any]) -> str:
+        if self._rejected is None:
+            path = self._dataset.layout.absolute(self._dataset.manifest["rejects"]["path"])
+            with path.open(encoding="utf-8") as lines:
+                listed = map(json.loads, lines)
+                self._rejected = {(each["file"], each["line"]): each["raw"] for each in listed}
+        text = self._rejected.get((row["file"], row["line"])) or self._kept(row["row_id"])
+        return " ".join(text.split())[:MAX_EXAMPLE_CHARS]
+
+    def _kept(self, row_id: str) -> str:
+        for split in self._dataset.num_rows:
+            path = self._dataset.split_path(split)
+            found = parquet.read_table(path, filters=[("row_id", "==", row_id)]).to_pylist()
+            if found:
+                return json.dumps(
+                    {key: value for key, value in found[0].items() if key != "row_id"}, ensure_ascii=False
+                )
+        return ""
