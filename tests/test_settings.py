@@ -118,6 +118,14 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "source": {"name": "tests.test_settings:make_rows", "parameters": {"count": 20}},
             "rows": {"name": "text", "text": "text", "label": "label"},
             "output": {"name": "training"},
+            "quality": [
+                {"name": "length", "max_words": 90},
+                {"name": "language", "languages": ["en"], "min_probability": 0},
+                *({"name": name} for name in ("repetition", "refusals", "citations", "private")),
+                {"name": "symbols", "min_alphabetic_share": 0, "min_mean_word_chars": 0},
+                {"name": "format", "matches": ".*"},
+                {"name": "tests.test_settings:score", "min_score": 1},
+            ],
         },
     ]
     prepare(DataConfig.model_validate_json(json.dumps({"datasets": more})), layout, replace=True)
@@ -170,6 +178,10 @@ def _write_data_config(tmp_path: Path) -> Path:
     path = tmp_path / "data.yaml"
     path.write_text(json.dumps({"datasets": DATASETS[:1]}))
     return path
+
+
+def score(text: str) -> float:
+    return len(text)
 
 
 def make_rows(count: int) -> Iterator[dict[str, str]]:
