@@ -127,7 +127,7 @@ def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
         growing.raw.append(raw)
         growing.numbers.append(number)
         growing.positions.append(0 if salt is None else position_of(row.input, salt))
-        growing.scores.append(measure(row.columns))
+        growing.scores.append(measure(row.columns) if measure.names else [])
         growing.size_bytes += row.size_bytes
         if len(growing.rows) >= BATCH_ROWS or growing.size_bytes >= BATCH_BYTES:
             yield _close(growing, schema, measure.names, number + 1 - began)
@@ -167,14 +167,16 @@ def _masked(rows: Iterator[Row], kinds: Sequence[str]) -> Iterator[Row]:
 
 def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str], num_read: int) -> Batch:
     rows, raw = growing.rows, growing.raw
+    row_ids = [row.row_id for row in rows]
+    made = [row.columns for row in rows]
     columns = [
-        pyarrow.array([row.row_id if name == "row_id" else row.columns[name] for row in rows], kind)
+        pyarrow.array(row_ids if name == "row_id" else [columns[name] for columns in made], kind)
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     num_features = len(rows[0].input) // FLOAT_BYTES if rows and "features" in schema.names else None
     return Batch(
         table=pyarrow.Table.from_arrays(columns, schema=schema),
-        ids=np.array([int(row.row_id, 16) for row in rows], dtype=np.uint64),
+        ids=np.frombuffer(bytes.fromhex("".join(row_ids)), dtype=">u8").astype(np.uint64),
         positions=np.array(growing.positions, dtype=np.uint64),
         sizes=np.array([row.size_bytes for row in rows], dtype=np.int64),
         numbers=np.array(growing.numbers, dtype=np.int64),
@@ -182,17 +184,15 @@ def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str]
         offsets=np.array([-1 if each.offset is None else each.offset for each in raw], dtype=np.int64),
         bad=growing.bad,
         num_read=num_read,
-        labels=frozenset(row.label for row in rows if row.label is not None),
+        labels=frozenset([row.label for row in rows if row.label is not None]),
         num_features=num_features,
         excerpt_of=lambda index: excerpt(raw[index].values),
-        scores=dict(
-            zip(
-                score_names,
-                np.array(growing.scores, dtype=np.float64).reshape(len(rows), len(score_names)).T,
-                strict=True,
-            )
-        ),
+        scores=dict(zip(score_names, _columns_of(growing.scores, len(score_names)), strict=True)),
     )
+
+
+def _columns_of(scores: Sequence[Sequence[float]], count: int) -> np.ndarray:
+    return np.array(scores, dtype=np.float64).reshape(len(scores), count).T
 
 
 def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) -> None:
@@ -221,7 +221,7 @@ def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) 
                 "num_features": batch.num_features,
             }
             if writer is None:
-                writer = ipc.new_file(file, schema, options=ipc.IpcWriteOptions(compression="lz4"))
+                writer = ipc.new_file(file, schema)
             writer.write_batch(record, custom_metadata={"about": json.dumps(about)})
         if writer is not None:
             writer.close()

@@ -15,15 +15,15 @@ def content_id(columns: Mapping[str, Any]) -> tuple[str, int]:
     The id is the beginning of the sha256 over each column's name and bytes, both with their lengths before them; `row_id` and
     `extra_json` are no part of it.
     """
-    hasher, size_bytes = hashlib.sha256(), len(columns.get("extra_json") or "")
+    parts: list[bytes] = []
+    size_bytes = len(columns.get("extra_json") or "")
     for name, value in columns.items():
-        if name in ("extra_json", "row_id") or value is None:
+        if value is None or name == "extra_json" or name == "row_id":
             continue
-        data = bytes_of(value)
+        data = value.encode("utf-8") if type(value) is str else bytes_of(value)
         size_bytes += len(data)
-        hasher.update(b"%s %d " % (name.encode(), len(data)))
-        hasher.update(data)
-    return hasher.hexdigest()[:ROW_ID_CHARS], size_bytes
+        parts += (b"%s %d " % (name.encode(), len(data)), data)
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:ROW_ID_CHARS], size_bytes
 
 
 def shown_of(kind: str, columns: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import orjson
 
 from nexa_core import digests
 from nexa_core.config.data import ChatRows, FeatureRows, PairRows, Role, TextRows
-from nexa_data.identity import before_last_turn, bytes_of, content_id
+from nexa_data.identity import before_last_turn, bytes_of
 from nexa_data.values import plain
 
 MAX_LABEL_CHARS = 200
@@ -38,6 +38,10 @@ class RowError(Exception):
         self.reason, self.detail = reason, detail
 
 
+Made = tuple[dict[str, Any], bytes, str | None]
+"""What a maker makes: columns, input and label of a canonical row, whose id and `extra_json` are still to come."""
+
+
 class CanonicalRow(NamedTuple):
     """A row in the columns of its schema.
 
@@ -49,7 +53,7 @@ class CanonicalRow(NamedTuple):
     columns: dict[str, Any]
     input: bytes
     label: str | None
-    size_bytes: int = 0
+    size_bytes: int
 
 
 class FeatureMaker:
@@ -59,7 +63,7 @@ class FeatureMaker:
         self._rows = rows
         self.num_features = None if rows.shape is None else int(numpy.prod(rows.shape))
 
-    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+    def __call__(self, values: Mapping[str, Any]) -> Made:
         numbers = self._numbers(values)
         self._check_count(len(numbers))
         try:
@@ -70,7 +74,7 @@ class FeatureMaker:
         if not numpy.isfinite(features).all():
             raise RowError("number not finite")
         label = _label(values, self._rows.label)
-        return CanonicalRow("", {"features": features, "label": label}, features.tobytes(), label)
+        return {"features": features, "label": label}, features.tobytes(), label
 
     def _numbers(self, values: Mapping[str, Any]) -> list[float]:
         if not isinstance(self._rows.features, str):
@@ -97,32 +101,33 @@ class TextMaker:
         self._columns = (rows.text,) if isinstance(rows.text, str) else rows.text
         self._label = rows.label
 
-    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
-        text = "\n".join(_text(values, column) for column in self._columns)
-        if not text.strip():
+    def __call__(self, values: Mapping[str, Any]) -> Made:
+        texts = [_text(values, column) for column in self._columns]
+        text = texts[0] if len(texts) == 1 else "\n".join(texts)
+        if _is_empty(text):
             raise RowError("empty text")
         label = _label(values, self._label)
-        return CanonicalRow("", {"text": text, "label": label}, text.encode("utf-8"), label)
+        return {"text": text, "label": label}, text.encode("utf-8"), label
 
 
 class PairMaker:
     """Makes pairs of a prompt and its completion, or rows of one of them alone."""
 
     def __init__(self, rows: PairRows):
-        self._rows = rows
+        self._columns = {"prompt": rows.prompt, "completion": rows.completion}
 
-    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+    def __call__(self, values: Mapping[str, Any]) -> Made:
         pair = {"prompt": self._side(values, "prompt"), "completion": self._side(values, "completion")}
         shown = pair["completion"] if pair["prompt"] is None else pair["prompt"]
         assert shown is not None  # the settings demand one of them
-        return CanonicalRow("", pair, shown.encode("utf-8"), None)
+        return pair, shown.encode("utf-8"), None
 
     def _side(self, values: Mapping[str, Any], side: str) -> str | None:
-        column = getattr(self._rows, side)
+        column = self._columns[side]
         if column is None:
             return None
         text = _text(values, column)
-        if not text.strip():
+        if _is_empty(text):
             raise RowError(f"empty {side}")
         return text
 
@@ -133,7 +138,7 @@ class ChatMaker:
     def __init__(self, rows: ChatRows):
         self._rows = rows
 
-    def __call__(self, values: Mapping[str, Any]) -> CanonicalRow:
+    def __call__(self, values: Mapping[str, Any]) -> Made:
         given = _value(values, self._rows.messages)
         given = given.tolist() if hasattr(given, "tolist") else given
         if not isinstance(given, list | tuple):
@@ -143,7 +148,7 @@ class ChatMaker:
         if "assistant" not in roles:
             raise RowError("no assistant message", f"{len(roles)} messages")
         _check_order(roles)
-        return CanonicalRow("", {"messages": messages}, bytes_of(before_last_turn(messages)), None)
+        return {"messages": messages}, bytes_of(before_last_turn(messages)), None
 
     def _message(self, message: Any, where: str) -> dict[str, str | None]:
         if not isinstance(message, Mapping):
@@ -190,12 +195,6 @@ def _check_order(roles: Sequence[str]) -> None:
             raise RowError("roles out of order", f"message {number}: {role} {place}")
 
 
-def with_id(row: CanonicalRow) -> CanonicalRow:
-    """`row` with its size and its id."""
-    row_id, size_bytes = content_id(row.columns)
-    return row._replace(row_id=row_id, size_bytes=size_bytes)
-
-
 def extra_json(values: Mapping[str, Any], used: set[str]) -> str | None:
     if len(values) == len(used):  # each used column is there, so there is no other
         return None
@@ -219,6 +218,11 @@ def _is_plain(value: Any) -> bool:
     return kind in AS_THEY_ARE or (kind is float and math.isfinite(value))
 
 
+def _is_empty(text: str) -> bool:
+    """Whether there is nothing but white space."""
+    return not text or text.isspace()
+
+
 def _value(values: Mapping[str, Any], column: str) -> Any:
     value = values.get(column)
     if value is None:
@@ -227,6 +231,9 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:
+    value = values.get(column)
+    if type(value) is str:
+        return value
     value = _value(values, column)
     if not isinstance(value, str):
         raise RowError("not text", f"'{column}' is {_type_name(value)}")
@@ -244,7 +251,7 @@ def _label(values: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str | int | float):
         raise RowError("not a label", f"'{column}' is {_type_name(value)}")
     label = str(value)
-    if not label.strip():
+    if _is_empty(label):
         raise RowError("empty label")
     if len(label) > MAX_LABEL_CHARS:
         raise RowError(

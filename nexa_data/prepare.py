@@ -15,7 +15,7 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
 from nexa_data.flow import Census, fill
-from nexa_data.parts import make_parts
+from nexa_data.parts import collector_paused, make_parts
 from nexa_data.places import Places
 from nexa_data.quality import step_names
 from nexa_data.quality.scores import ScoreTable
@@ -120,7 +120,7 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     began = time.monotonic()
     config, layout = places.config, places.layout
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
-    with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack:
+    with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack, collector_paused():
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
         next(check_columns(source.rows(), config.rows), None)
         scores = ScoreTable(stack, places.scores, config) if config.quality else None

@@ -9,6 +9,7 @@ import pyarrow
 from nexa_core.config.data import Rows
 from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
+from nexa_data.identity import content_id
 from nexa_data.makers import (
     CanonicalRow,
     ChatMaker,
@@ -17,7 +18,6 @@ from nexa_data.makers import (
     RowError,
     TextMaker,
     extra_json,
-    with_id,
 )
 from nexa_data.sources.raw import RawRow, Row
 
@@ -67,13 +67,14 @@ def canonical(rows: Rows, *, num_features: int | None = None) -> Canonical:
 
     def convert(values: Mapping[str, Any]) -> CanonicalRow:
         try:
-            made = make(values)
-            made.columns["extra_json"] = extra_json(values, used)
-            return with_id(made)
+            columns, shown, label = make(values)
+            columns["extra_json"] = extra_json(values, used)
+            row_id, size_bytes = content_id(columns)
         except UnicodeEncodeError:
             raise RowError("not valid Unicode", "half of a surrogate pair") from None
         except RecursionError:
             raise RowError("nested too deeply") from None
+        return CanonicalRow(row_id, columns, shown, label, size_bytes)
 
     return convert
 
