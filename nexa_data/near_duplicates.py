@@ -1,10 +1,10 @@
 """Near duplicates: texts that share most of their shingles, found in clusters of which one row is kept.
 
     keys = band_keys(signatures(texts))                       # of each block of rows, anywhere
-    removed = find_near_duplicates(keys, row_ids, texts_of)   # of all rows together
+    removed = find_near_duplicates(keys, row_ids, texts_of, settings)   # of all rows together
 
 Two texts are linked when their Jaccard similarity, the share of shingles that both have among those that either has, is
-`threshold` or more; rows that are linked through others are one cluster, and the row with the smallest id is kept. The
+`settings.threshold` or more; rows that are linked through others are one cluster, and the row with the smallest id is kept. The
 order of rows has no influence.
 """
 
@@ -16,11 +16,11 @@ import pyarrow
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from nexa_core.config.quality import NearDuplicates
 from nexa_data.minhash import NO_KEY
 from nexa_data.runs import Hashes, Indices, ranges
 from nexa_data.shingles import Shingles, shingle
 
-THRESHOLD = 0.8
 PAIRS_AT_ONCE = 256
 PAIRS_OF_A_SMALL_BUCKET = 1024
 MIN_LEADERS = 4
@@ -42,9 +42,7 @@ class Removed:
     jaccard: Similarities
 
 
-def find_near_duplicates(
-    keys: Hashes, row_ids: Sequence[str], texts_of: TextsOf, *, threshold: float = THRESHOLD
-) -> Removed:
+def find_near_duplicates(keys: Hashes, row_ids: Sequence[str], texts_of: TextsOf, settings: NearDuplicates) -> Removed:
     """The rows to leave out, so that no two rows that are left were seen to be near.
 
     Every pair of candidates is compared in buckets (rows with one key in one band) of up to 32 rows. In larger ones, such
@@ -55,10 +53,9 @@ def find_near_duplicates(
         keys: (rows, 14), as `band_keys` gives them.
         row_ids: the id of each row, all different.
         texts_of: gives the texts of a few rows at a time.
-        threshold: least Jaccard similarity of near duplicates.
     """
     order = pyarrow.compute.sort_indices(pyarrow.array(row_ids, pyarrow.string())).to_numpy().astype(numpy.int64)
-    clusters = _Clusters(len(order), lambda ranks: texts_of(order[ranks]), threshold)
+    clusters = _Clusters(len(order), lambda ranks: texts_of(order[ranks]), settings.threshold)
     for band in range(keys.shape[1]):
         buckets = _buckets(keys[order, band])
         for left, right in _rounds(buckets):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexa_core.config.quality import NearDuplicates
 from nexa_data import near_duplicates
 from nexa_data.minhash import NO_KEY, NUM_PERMUTATIONS, band_keys, signatures
 from nexa_data.near_duplicates import Removed, find_near_duplicates, jaccard_of
@@ -40,7 +41,9 @@ def jaccard(first: str, second: str) -> float:
 def find(texts: Sequence[str], row_ids: Sequence[str] | None = None, threshold: float = 0.8) -> Removed:
     row_ids = [f"{number:08d}" for number in range(len(texts))] if row_ids is None else row_ids
     keys = band_keys(signatures(texts))
-    return find_near_duplicates(keys, row_ids, lambda rows: [texts[row] for row in rows], threshold=threshold)
+    return find_near_duplicates(
+        keys, row_ids, lambda rows: [texts[row] for row in rows], NearDuplicates(threshold=threshold)
+    )
 
 
 def removed_texts(texts: Sequence[str], row_ids: Sequence[str]) -> set[tuple[str, str, float]]:
@@ -260,7 +263,7 @@ def test_every_pair_of_a_small_bucket_is_compared() -> None:
     texts = far + near
     keys = numpy.full((len(texts), 14), numpy.uint64(7))
     row_ids = [f"{number:02d}" for number in range(len(texts))]
-    removed = find_near_duplicates(keys, row_ids, lambda rows: [texts[row] for row in rows])
+    removed = find_near_duplicates(keys, row_ids, lambda rows: [texts[row] for row in rows], NearDuplicates())
     assert removed.rows.tolist() == list(range(6, 25))
     assert set(removed.kept.tolist()) == {5}
 

@@ -15,8 +15,12 @@ from pydantic import BaseModel
 from nexa_core.config import DataConfig, RunConfig
 from nexa_core.config.base import Settings
 from nexa_core.config.load import load_config
+from nexa_core.config.quality import Decontamination, NearDuplicates
 from nexa_core.config.rubric import Rubric
 from nexa_core.paths import Layout
+from nexa_data.contamination import index_evaluation
+from nexa_data.minhash import band_keys, signatures
+from nexa_data.near_duplicates import find_near_duplicates
 from nexa_data.prepare import prepare
 from nexa_eval.judge import judge
 from nexa_models.chat import BUILT_IN
@@ -159,6 +163,9 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
     run(own, layout=layout)
     custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
     run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
+
+    assert len(find_near_duplicates(band_keys(signatures([])), [], lambda rows: [], NearDuplicates()).rows) == 0
+    assert index_evaluation([], [], Decontamination()).too_short == ()
 
     wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
     unread = sorted(wanted - reads)
