@@ -13,7 +13,10 @@ from pyarrow import ipc
 from nexa_core import durable
 from nexa_core.config.data import Rows
 from nexa_core.config.quality import PrivateStep, QualityStep
+from nexa_data.contamination import find_contaminated
+from nexa_data.evaluation_sets import EvaluationSet
 from nexa_data.makers import CanonicalRow, RowError
+from nexa_data.minhash import NUM_BANDS, band_keys, signatures
 from nexa_data.quality import looked_at, open_step
 from nexa_data.quality.private import masker
 from nexa_data.rows import SCHEMAS, Canonical, canonical
@@ -23,7 +26,10 @@ from nexa_data.split import position_of
 BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 2**20
 FLOAT_BYTES = 4
-SCORE = "nexa.score."
+OWN = "nexa."
+"""Begins the names of the columns that decide where a row goes."""
+SCORE = f"{OWN}score."
+KEYS = f"{OWN}keys"
 
 _PLACES = pyarrow.schema(
     [
@@ -48,6 +54,10 @@ class Making:
     num_features: int | None = None
     """Of each row of features, once the first one has decided it."""
     quality: tuple[QualityStep, ...] = ()
+    has_keys: bool = False
+    """Whether each row gets the keys by which near duplicates are found."""
+    evaluation: EvaluationSet | None = None
+    """Whose texts rows are searched for."""
 
     @property
     def masked(self) -> tuple[str, ...]:
@@ -65,6 +75,17 @@ class Bad(NamedTuple):
     number: int
     step: str
     row: BadRow
+
+
+class Overlap(NamedTuple):
+    """What a row, the `row`-th of its batch, has in common with evaluation texts."""
+
+    row: int
+    evaluation_ids: tuple[str, ...]
+    """Of all evaluation texts that it repeats; the one that it covers most comes first."""
+    coverage: float
+    text: str
+    """The longest piece of text that both have."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,10 @@ class Batch:
     """The beginning of the source's row that the given row was made of."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the quality steps measured, by `score_name`."""
+    keys: np.ndarray | None = None
+    """uint64 (rows, 14), as `minhash.band_keys` gives them; None where nobody asked for them."""
+    overlaps: Sequence[Overlap] = ()
+    """Of the rows that an evaluation set has texts of."""
 
 
 @dataclass
@@ -110,7 +135,7 @@ class _Growing:
 def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
     """Every row of a piece, good in the columns of its schema or bad with its reason."""
     convert, measure = making.converter(), Measuring(making)
-    schema, salt = SCHEMAS[making.rows.name], making.salt
+    salt = making.salt
     growing, began = _Growing(), 0
     number = -1
     for number, raw in enumerate(_masked(rows, making.masked)):
@@ -130,10 +155,10 @@ def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
         growing.scores.append(measure(row.columns) if measure.names else [])
         growing.size_bytes += row.size_bytes
         if len(growing.rows) >= BATCH_ROWS or growing.size_bytes >= BATCH_BYTES:
-            yield _close(growing, schema, measure.names, number + 1 - began)
+            yield _close(growing, making, measure.names, number + 1 - began)
             growing, began = _Growing(), number + 1
     if number + 1 > began:
-        yield _close(growing, schema, measure.names, number + 1 - began)
+        yield _close(growing, making, measure.names, number + 1 - began)
 
 
 class Measuring:
@@ -165,8 +190,8 @@ def _masked(rows: Iterator[Row], kinds: Sequence[str]) -> Iterator[Row]:
     )
 
 
-def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str], num_read: int) -> Batch:
-    rows, raw = growing.rows, growing.raw
+def _close(growing: _Growing, making: Making, score_names: Sequence[str], num_read: int) -> Batch:
+    rows, raw, schema = growing.rows, growing.raw, SCHEMAS[making.rows.name]
     row_ids = [row.row_id for row in rows]
     made = [row.columns for row in rows]
     columns = [
@@ -188,7 +213,23 @@ def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str]
         num_features=num_features,
         excerpt_of=lambda index: excerpt(raw[index].values),
         scores=dict(zip(score_names, _columns_of(growing.scores, len(score_names)), strict=True)),
+        **_looked_for(made, making),
     )
+
+
+def _looked_for(rows: Sequence[Mapping[str, Any]], making: Making) -> dict[str, Any]:
+    """The keys and overlaps of a batch, where they are asked for."""
+    if not making.has_keys and making.evaluation is None:
+        return {}
+    look = looked_at(making.rows.name, "all")
+    texts = [look(columns) for columns in rows]
+    keys = band_keys(signatures(texts)) if making.has_keys else None
+    found = () if making.evaluation is None else find_contaminated(making.evaluation.index(), texts)
+    overlaps = [
+        Overlap(each.row, each.evaluation_ids, each.coverage, max((span.text for span in each.spans), key=len))
+        for each in found
+    ]
+    return {"keys": keys, "overlaps": overlaps}
 
 
 def _columns_of(scores: Sequence[Sequence[float]], count: int) -> np.ndarray:
@@ -206,19 +247,21 @@ def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) 
         for batch in batches:
             count = len(batch.ids)
             shown = [batch.excerpt_of(index) for index in range(count)] if with_excerpts else [None] * count
-            scores = [pyarrow.field(f"{SCORE}{name}", pyarrow.float64()) for name in batch.scores]
+            beside = {f"{SCORE}{name}": pyarrow.array(values) for name, values in batch.scores.items()}
+            if batch.keys is not None:
+                beside[KEYS] = pyarrow.FixedSizeListArray.from_arrays(batch.keys.ravel(), NUM_BANDS)
             own = (batch.ids, batch.positions, batch.sizes, batch.numbers, batch.lines, batch.offsets, shown)
             places = [pyarrow.array(values, kind) for values, kind in zip(own, _PLACES.types, strict=True)]
-            schema = pyarrow.schema([*batch.table.schema, *_PLACES, *scores])
+            fields = [pyarrow.field(name, values.type) for name, values in beside.items()]
+            schema = pyarrow.schema([*batch.table.schema, *_PLACES, *fields])
             columns = [column.combine_chunks() for column in batch.table.columns]
-            record = pyarrow.RecordBatch.from_arrays(
-                [*columns, *places, *map(pyarrow.array, batch.scores.values())], schema=schema
-            )
+            record = pyarrow.RecordBatch.from_arrays([*columns, *places, *beside.values()], schema=schema)
             about = {
                 "bad": [[number, step, *row] for number, step, row in batch.bad],
                 "num_read": batch.num_read,
                 "labels": sorted(batch.labels),
                 "num_features": batch.num_features,
+                "overlaps": batch.overlaps,
             }
             if writer is None:
                 writer = ipc.new_file(file, schema)
@@ -246,9 +289,9 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         table[name].to_numpy() for name in _PLACES.names if name != "nexa.excerpt"
     )
     excerpts = table["nexa.excerpt"]
-    scores = [name for name in table.column_names if name.startswith(SCORE)]
+    own = [name for name in table.column_names if name.startswith(OWN)]
     return Batch(
-        table=table.drop_columns([*_PLACES.names, *scores]),
+        table=table.drop_columns(own),
         ids=ids,
         positions=positions,
         sizes=sizes,
@@ -260,5 +303,7 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         labels=frozenset(about["labels"]),
         num_features=about["num_features"],
         excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
-        scores={name.removeprefix(SCORE): table[name].to_numpy() for name in scores},
+        scores={name.removeprefix(SCORE): table[name].to_numpy() for name in own if name.startswith(SCORE)},
+        keys=table[KEYS].combine_chunks().flatten().to_numpy().reshape(-1, NUM_BANDS) if KEYS in own else None,
+        overlaps=[Overlap(*each) for each in about["overlaps"]],
     )

@@ -42,6 +42,10 @@ class Places:
         return self.folder / "scores" / f"{self.config.key}.parquet"
 
     @property
+    def overlaps(self) -> Path:
+        return self.folder / "overlaps" / f"{self.config.key}.parquet"
+
+    @property
     def rejects(self) -> Path:
         return self.folder / "rejects" / f"{self.config.key}.jsonl"
 
