@@ -304,6 +304,6 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         num_features=about["num_features"],
         excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
         scores={name.removeprefix(SCORE): table[name].to_numpy() for name in own if name.startswith(SCORE)},
-        keys=table[KEYS].combine_chunks().flatten().to_numpy().reshape(-1, NUM_BANDS) if KEYS in own else None,
+        keys=table[KEYS].chunk(0).flatten().to_numpy().reshape(-1, NUM_BANDS) if KEYS in own else None,
         overlaps=[Overlap(*each) for each in about["overlaps"]],
     )

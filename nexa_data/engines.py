@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nexa_core.environment import num_cores
 from nexa_core.errors import UserError
 from nexa_data.sources.raw import Piece
 
@@ -36,10 +37,9 @@ class Means:
     @property
     def num_processes(self) -> int:
         """How many processes of this machine read pieces: one for each core, or as many as the memory has room for."""
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.memory_limit_bytes is None:
-            return num_cores
-        return max(1, min(num_cores, (self.memory_limit_bytes - MAIN_BYTES) // PROCESS_BYTES))
+            return num_cores()
+        return max(1, min(num_cores(), (self.memory_limit_bytes - MAIN_BYTES) // PROCESS_BYTES))
 
 
 def make_all(make: Make, pieces: Sequence[Piece], means: Means) -> Iterator[Made]:

@@ -9,6 +9,7 @@ order of rows has no influence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy
@@ -17,6 +18,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from nexa_core.config.overlaps import NearDuplicates
+from nexa_core.environment import num_cores
 from nexa_data.minhash import NO_KEY
 from nexa_data.runs import Hashes, Indices, ranges
 from nexa_data.shingles import Shingles, shingle
@@ -98,17 +100,31 @@ class _Clusters:
         self._parents = numpy.arange(num_rows)
         self._compared_with = numpy.full(num_rows, -1)
         self._jaccard = numpy.zeros(num_rows)
+        self._unlike = numpy.empty(0, numpy.int64)
 
     def link(self, smaller: Indices, larger: Indices) -> None:
-        """Compare the pairs that are not in one cluster yet, and join those that are near."""
-        are_apart = self._roots(smaller) != self._roots(larger)
-        for left, right in _batches(smaller[are_apart], larger[are_apart]):
-            jaccard = self._compare(left, right)
+        """Compare the pairs that are not in one cluster and were not compared yet, and join those that are near."""
+        is_open = (self._roots(smaller) != self._roots(larger)) & ~self._are_known(smaller, larger)
+        unlike = [self._unlike]
+        for left, right, jaccard in self._compared(smaller[is_open], larger[is_open]):
             is_near = jaccard >= self._threshold
+            unlike.append(self._numbers(left[~is_near], right[~is_near]))
             left, right = left[is_near], right[is_near]
             for pair in zip(left.tolist(), right.tolist(), strict=True):
                 self._join(*pair)
             self._compared_with[right], self._jaccard[right] = left, jaccard[is_near]
+        self._unlike = numpy.sort(numpy.concatenate(unlike))
+
+    def _are_known(self, smaller: Indices, larger: Indices) -> NDArray[numpy.bool_]:
+        """Which pairs were compared before and are not near: most candidates meet in several bands."""
+        if len(self._unlike) == 0:
+            return numpy.zeros(len(smaller), numpy.bool_)
+        pairs = self._numbers(smaller, larger)
+        places = numpy.minimum(numpy.searchsorted(self._unlike, pairs), len(self._unlike) - 1)
+        return self._unlike[places] == pairs
+
+    def _numbers(self, smaller: Indices, larger: Indices) -> Indices:
+        return smaller * len(self._parents) + larger
 
     def removed(self) -> tuple[Indices, Indices, Similarities]:
         """The rows that are not their cluster's smallest, the smallest of each, and how similar the two are."""
@@ -116,9 +132,16 @@ class _Clusters:
         rows = numpy.flatnonzero(roots != numpy.arange(len(roots)))
         kept, jaccard = roots[rows], self._jaccard[rows]
         unknown = numpy.flatnonzero(self._compared_with[rows] != kept)
-        for places, _ in _batches(unknown, unknown):
-            jaccard[places] = self._compare(kept[places], rows[places])
+        found = [values for _, _, values in self._compared(kept[unknown], rows[unknown])]
+        jaccard[unknown] = numpy.concatenate([numpy.empty(0), *found])
         return rows, kept, jaccard
+
+    def _compared(self, left: Indices, right: Indices) -> Iterator[tuple[Indices, Indices, Similarities]]:
+        """The pairs with their similarities, a batch at a time and in order, made by all cores."""
+        batches = list(_batches(left, right))
+        with ThreadPoolExecutor(num_cores()) as pool:
+            for pair, jaccard in zip(batches, pool.map(lambda pair: self._compare(*pair), batches), strict=True):
+                yield *pair, jaccard
 
     def _compare(self, left: Indices, right: Indices) -> Similarities:
         rows, places = numpy.unique(numpy.concatenate([left, right]), return_inverse=True)

@@ -87,7 +87,7 @@ class _Texts:
 
     def add(self, table: pyarrow.Table, rows: np.ndarray) -> None:
         if len(rows):
-            self._columns.append([table[name].combine_chunks() for name in self._names])
+            self._columns.append([table[name].chunk(0) for name in self._names])  # no copy, unlike combine_chunks
             self._rows.append(rows)
             self._begins.append(self._begins[-1] + len(rows))
 
