@@ -20,7 +20,7 @@ from nexa_data.minhash import NUM_BANDS, band_keys, signatures
 from nexa_data.quality import looked_at, open_step
 from nexa_data.quality.private import masker
 from nexa_data.rows import SCHEMAS, Canonical, canonical
-from nexa_data.sources.raw import BadRow, RawRow, Row, excerpt
+from nexa_data.sources.raw import BadRow, ExcerptsAt, RawRow, Row, excerpt
 from nexa_data.split import position_of
 
 BATCH_ROWS = 10_000
@@ -109,8 +109,8 @@ class Batch:
     num_read: int
     labels: frozenset[str]
     num_features: int | None
-    excerpt_of: Callable[[int], str]
-    """The beginning of the source's row that the given row was made of."""
+    excerpts_of: Callable[[Sequence[int]], list[str]]
+    """The beginnings of the source's rows that the given rows were made of."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the quality steps measured, by `score_name`."""
     keys: np.ndarray | None = None
@@ -211,7 +211,7 @@ def _close(growing: _Growing, making: Making, score_names: Sequence[str], num_re
         num_read=num_read,
         labels=frozenset([row.label for row in rows if row.label is not None]),
         num_features=num_features,
-        excerpt_of=lambda index: excerpt(raw[index].values),
+        excerpts_of=lambda indices: [excerpt(raw[index].values) for index in indices],
         scores=dict(zip(score_names, _columns_of(growing.scores, len(score_names)), strict=True)),
         **_looked_for(made, making),
     )
@@ -246,7 +246,7 @@ def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) 
     with durable.create(path) as file:
         for batch in batches:
             count = len(batch.ids)
-            shown = [batch.excerpt_of(index) for index in range(count)] if with_excerpts else [None] * count
+            shown = batch.excerpts_of(range(count)) if with_excerpts else [None] * count
             beside = {f"{SCORE}{name}": pyarrow.array(values) for name, values in batch.scores.items()}
             if batch.keys is not None:
                 beside[KEYS] = pyarrow.FixedSizeListArray.from_arrays(batch.keys.ravel(), NUM_BANDS)
@@ -270,21 +270,21 @@ def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) 
             writer.close()
 
 
-def read_batches(path: Path, excerpt_at: Callable[[int], str] | None) -> Iterator[Batch]:
+def read_batches(path: Path, excerpts_at: ExcerptsAt | None) -> Iterator[Batch]:
     """The batches of `write_batches`.
 
     Args:
-        excerpt_at: reads the beginning of the row at an offset again; None where the file has kept it.
+        excerpts_at: reads the beginnings of rows again; None where the file has kept them.
     """
     if path.stat().st_size == 0:
         return
     with pyarrow.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
         for index in range(file.num_record_batches):
             record, metadata = file.get_batch_with_custom_metadata(index)
-            yield _batch_of(pyarrow.Table.from_batches([record]), json.loads(metadata["about"]), excerpt_at)
+            yield _batch_of(pyarrow.Table.from_batches([record]), json.loads(metadata["about"]), excerpts_at)
 
 
-def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[[int], str] | None) -> Batch:
+def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpts_at: ExcerptsAt | None) -> Batch:
     ids, positions, sizes, numbers, lines, offsets = (
         table[name].to_numpy() for name in _PLACES.names if name != "nexa.excerpt"
     )
@@ -302,7 +302,11 @@ def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[
         num_read=about["num_read"],
         labels=frozenset(about["labels"]),
         num_features=about["num_features"],
-        excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
+        excerpts_of=lambda rows: (
+            excerpts.take(pyarrow.array(rows)).to_pylist()
+            if excerpts_at is None
+            else list(excerpts_at(offsets[rows].tolist()))
+        ),
         scores={name.removeprefix(SCORE): table[name].to_numpy() for name in own if name.startswith(SCORE)},
         keys=table[KEYS].chunk(0).flatten().to_numpy().reshape(-1, NUM_BANDS) if KEYS in own else None,
         overlaps=[Overlap(*each) for each in about["overlaps"]],

@@ -36,7 +36,9 @@ class Listing:
             self._write_blank()
             self._num_rows += batch.num_read - num_blank
             self._census.num_read += batch.num_read - num_blank
-        rows = [(bad, "") for bad in listed] + [self._shown(batch, each) for each in left_out]
+        shown = batch.excerpts_of([each.index for each in left_out]) if left_out else []
+        rows = [(bad, "") for bad in listed]
+        rows += [self._shown(batch, each, text) for each, text in zip(left_out, shown, strict=True)]
         for bad, kept in sorted(rows, key=lambda each: each[0].number):
             self._rejects.add(bad.step, self._moved(bad.row), kept=kept)
         self._blank += [self._moved(bad.row) for bad in held]
@@ -47,14 +49,14 @@ class Listing:
             self._rejects.add("read", BadRow(self._file, None, "no rows in the file"))
             self._census.num_read += 1
 
-    def _shown(self, batch: Batch, left_out: LeftOut) -> tuple[Bad, str]:
+    def _shown(self, batch: Batch, left_out: LeftOut, text: str) -> tuple[Bad, str]:
         """A row as it is listed, and the id of the row that is kept in its place."""
         index, offset = left_out.index, int(batch.offsets[left_out.index])
         row = BadRow(
             self._file,
             int(batch.lines[index]),
             left_out.reason,
-            batch.excerpt_of(index),
+            text,
             left_out.detail,
             None if offset < 0 else offset,
         )

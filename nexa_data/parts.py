@@ -7,7 +7,7 @@ has changed is only read anew where it has.
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from nexa_data.batches import Batch, Making, make_batches, read_batches, write_b
 from nexa_data.engines import Made, Means, make_all
 from nexa_data.evaluation_sets import EvaluationSet
 from nexa_data.sources import Source
-from nexa_data.sources.raw import Piece
+from nexa_data.sources.raw import ExcerptsAt, Piece
 
 PARALLEL_FROM_BYTES = 48 * 2**20
 """A smaller source is read by this process: others take half a second to begin."""
@@ -54,10 +54,10 @@ class _Kept:
     """The batches of a piece in the file that they were written to; may be read again and again."""
 
     path: Path
-    excerpt_at: Callable[[int], str] | None
+    excerpts_at: ExcerptsAt | None
 
     def __iter__(self) -> Iterator[Batch]:
-        return read_batches(self.path, self.excerpt_at)
+        return read_batches(self.path, self.excerpts_at)
 
 
 def make_parts(
@@ -93,7 +93,7 @@ def make_parts(
     used: set[Path] = set()
     for piece, (path, num_lines) in zip(pieces, made, strict=True):
         used |= {path, _facts_of(path)}
-        yield Part(piece, _Kept(path, piece.excerpt_at if _can_reread(piece, making) else None), num_lines)
+        yield Part(piece, _Kept(path, piece.excerpts_at if _can_reread(piece, making) else None), num_lines)
     for left_over in set(folder.iterdir()) - used:
         durable.remove(left_over)
 
@@ -143,7 +143,7 @@ def collector_paused() -> Iterator[None]:
 
 def _can_reread(piece: Piece, making: Making) -> bool:
     """Whether what is shown of a row may be read again from the source; what is masked there is not."""
-    return piece.excerpt_at is not None and not making.masked
+    return piece.excerpts_at is not None and not making.masked
 
 
 def _key(piece: Piece, digest: str | None, making: Making) -> str:

@@ -25,7 +25,9 @@ def main() -> None:
     if "near_duplicates" in options:
         dataset["near_duplicates"] = {}
     means = {"memory_limit": "1GiB"} if "memory_limit" in options else {}
-    (made,) = prepare(DataConfig.model_validate_json(json.dumps({"datasets": [dataset], **means})), Layout(Path(folder)))
+    (made,) = prepare(
+        DataConfig.model_validate_json(json.dumps({"datasets": [dataset], **means})), Layout(Path(folder))
+    )
     print(made.num_rows, made.num_rejected)
 
 

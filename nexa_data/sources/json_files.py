@@ -30,11 +30,12 @@ def rows_of_lines(lines: Iterable[tuple[int, bytes, bool]], file: str) -> Iterat
             yield RawRow(file, number, values, offset)
 
 
-def row_at(path: Path, offset: int, file: str) -> Row:
-    """The row of the line that begins at a byte of an uncompressed file."""
+def rows_at(path: Path, offsets: Iterable[int], file: str) -> Iterator[Row]:
+    """The rows of the lines that begin at these bytes of an uncompressed file."""
     with path.open("rb") as stream:
-        stream.seek(offset)
-        return next(rows_of_lines(raw_lines(stream, offset), file))
+        for offset in offsets:
+            stream.seek(offset)
+            yield next(rows_of_lines(raw_lines(stream, offset), file))
 
 
 def _fast(data: bytes) -> dict[str, Any] | None:
