@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy
-import pyarrow
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from nexa_core.config.overlaps import NearDuplicates
@@ -44,7 +42,9 @@ class Removed:
     jaccard: Similarities
 
 
-def find_near_duplicates(keys: Hashes, row_ids: Sequence[str], texts_of: TextsOf, settings: NearDuplicates) -> Removed:
+def find_near_duplicates(
+    keys: Hashes, row_ids: Sequence[str] | Hashes, texts_of: TextsOf, settings: NearDuplicates
+) -> Removed:
     """The rows to leave out, so that no two rows that are left were seen to be near.
 
     Every pair of candidates is compared in buckets (rows with one key in one band) of up to 32 rows. In larger ones, such
@@ -53,10 +53,10 @@ def find_near_duplicates(keys: Hashes, row_ids: Sequence[str], texts_of: TextsOf
 
     Args:
         keys: (rows, 14), as `band_keys` gives them.
-        row_ids: the id of each row, all different.
+        row_ids: the id of each row, all different, as texts or as numbers.
         texts_of: gives the texts of a few rows at a time.
     """
-    order = pyarrow.compute.sort_indices(pyarrow.array(row_ids, pyarrow.string())).to_numpy().astype(numpy.int64)
+    order = numpy.argsort(numpy.asarray(row_ids), kind="stable")
     clusters = _Clusters(len(order), lambda ranks: texts_of(order[ranks]), settings.threshold)
     for band in range(keys.shape[1]):
         buckets = _buckets(keys[order, band])

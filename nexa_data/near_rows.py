@@ -65,8 +65,7 @@ def find_near_rows(parts: Iterable[Part], config: DatasetConfig) -> NearRows:
             ids.append(batch.ids[chosen])
             texts.add(batch.table, chosen)
     all_ids = np.concatenate(ids)
-    row_ids = list(map(row_id_of, all_ids))
-    removed = find_near_duplicates(np.concatenate(keys), row_ids, texts.of, config.near_duplicates)
+    removed = find_near_duplicates(np.concatenate(keys), all_ids, texts.of, config.near_duplicates)
     order = np.argsort(all_ids[removed.rows])
     return NearRows(all_ids[removed.rows][order], all_ids[removed.kept][order], removed.jaccard[order])
 

@@ -7,6 +7,8 @@ has changed is only read anew where it has.
 import contextlib
 import gc
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -90,12 +92,13 @@ def make_parts(
         making = replace(making, num_features=_num_features(pieces, making))
     make = partial(_make_part, making=making, folder=folder)
     made = map(make, pieces) if is_small else make_all(make, pieces, means)
-    used: set[Path] = set()
+    began, used = time.time(), set[Path]()
     for piece, (path, num_lines) in zip(pieces, made, strict=True):
         used |= {path, _facts_of(path)}
         yield Part(piece, _Kept(path, piece.excerpts_at if _can_reread(piece, making) else None), num_lines)
-    for left_over in set(folder.iterdir()) - used:
-        durable.remove(left_over)
+    for file in set(folder.iterdir()) - used:
+        if file.stat().st_mtime < began:  # another version that is being made uses it too
+            durable.remove(file)
 
 
 def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
@@ -121,7 +124,10 @@ def _make_part(piece: Piece, making: Making, folder: Path) -> Made:
     path = folder / f"{_key(piece, digest, making)}.arrow"
     facts = None if digest is None else _read_facts(path)
     can_reread = _can_reread(piece, making)
-    if facts is None:
+    if facts is not None:
+        for used in (path, _facts_of(path)):
+            os.utime(used)
+    else:
         with collector_paused():
             write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
         facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
