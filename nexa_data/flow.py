@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 
-Place = Callable[[pyarrow.Table, np.ndarray, np.ndarray], None]
-"""Puts rows, with their sizes and positions, into the tables they belong to."""
+Place = Callable[[pyarrow.Table, Batch, np.ndarray], None]
+"""Puts those of a batch's rows that are kept into the tables they belong to."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,8 @@ class _Sieve:
             times[:] = 0
         if self._beside.overlaps is not None:
             self._beside.overlaps.add(batch, is_kept)
-        table = _with_own_ids(batch.table, times)
-        table = table if is_kept.all() else table.filter(pyarrow.array(is_kept))
-        self._place(table, batch.sizes[is_kept], batch.positions[is_kept])
-        census.num_kept += len(table)
+        self._place(_with_own_ids(batch.table, times), batch, is_kept)
+        census.num_kept += int(is_kept.sum())
         return left_out
 
     def _repeated(self, batch: Batch, times: np.ndarray) -> list[LeftOut]:
@@ -127,22 +125,24 @@ def _with_own_ids(table: pyarrow.Table, times: np.ndarray) -> pyarrow.Table:
 def _placement(config: DatasetConfig, tables: Tables) -> Place:
     output = config.output
     if isinstance(output, TeacherInputsOutput):
-        return lambda rows, sizes, positions: tables.open("teacher_inputs").add(rows, sizes)
+        return lambda rows, batch, is_kept: tables.open("teacher_inputs").add(
+            rows.filter(pyarrow.array(is_kept)), batch.sizes[is_kept]
+        )
     is_pretrain = isinstance(output, PretrainOutput)
     for split in SPLITS[is_pretrain:]:  # also those that will stay empty: readers find three files always
         tables.open(split)
 
-    def place(rows: pyarrow.Table, sizes: np.ndarray, positions: np.ndarray) -> None:
-        numbers = splits_of(positions, output)
+    def place(rows: pyarrow.Table, batch: Batch, is_kept: np.ndarray) -> None:
+        numbers = splits_of(batch.positions, output)
         for number, split in enumerate(SPLITS):
-            mine = numbers == number
+            mine = is_kept & (numbers == number)
             if not mine.any():
                 continue
             chosen = rows.filter(pyarrow.array(mine))
             if isinstance(output, PretrainOutput) and number == 0:
-                _add_to_shards(tables, chosen, sizes[mine], output.rows_per_shard)
+                _add_to_shards(tables, chosen, batch.sizes[mine], output.rows_per_shard)
             else:
-                tables.open(split).add(chosen, sizes[mine])
+                tables.open(split).add(chosen, batch.sizes[mine])
 
     return place
 

@@ -21,7 +21,8 @@ from typing import Any
 from nexa_core import digests, durable
 from nexa_core.config.data import DatasetConfig, TeacherInputsOutput
 from nexa_data import manifests
-from nexa_data.batches import Batch, Making, make_batches, read_batches, write_batches
+from nexa_data.batch_files import read_batches, write_batches
+from nexa_data.batches import Batch, Making, make_batches
 from nexa_data.engines import Made, Means, make_all
 from nexa_data.evaluation_sets import EvaluationSet
 from nexa_data.sources import Source
@@ -103,7 +104,7 @@ def make_parts(
 
 def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
     for piece in pieces:
-        batches = make_batches(piece.rows(), making)
+        batches = make_batches(piece.rows(), making, piece.excerpts_at if _can_reread(piece, making) else None)
         first = next(batches, None)
         if first is None:
             yield Part(piece, iter(()), None)

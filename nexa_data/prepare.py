@@ -158,7 +158,7 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
         )
         census = _fill(tables, rejects, places, origin, beside, means)
         num_beside = beside.close()
-        origin.sources()  # refuses a file that has changed meanwhile
+        sources = origin.sources()  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
@@ -168,7 +168,7 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, origin, census, rejects, tables.num_rows, num_beside)
+    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside)
     _remove_left_over(layout, standing, manifest)
     durable.write_json(places.manifest, manifest)
     _name_in_evaluation_sets(origin, places, manifest)
@@ -219,7 +219,8 @@ def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest:
 
 def _describe(
     places: Places,
-    origin: _Origin,
+    sources: list[dict[str, Any]],
+    evaluation_sets: list[dict[str, Any]],
     census: Census,
     rejects: Rejects,
     num_rows: dict[str, int],
@@ -228,7 +229,6 @@ def _describe(
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
     resolved, code = config.resolved(), manifests.code_digest()
-    sources, evaluation_sets = origin.sources(), origin.evaluation_sets()
     beside = {"scores": places.scores, "overlaps": places.overlaps}
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexa_core import digests
-from nexa_data.sources.json_files import rows_at, rows_of_lines
-from nexa_data.sources.raw import UNREADABLE, BadRow, RawRow, Row, excerpt
+from nexa_data.sources.json_files import excerpts_at, rows_of_lines
+from nexa_data.sources.raw import UNREADABLE, BadRow, Row
 from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, raw_lines, skip_line
 
 PIECE_BYTES = 16 * 2**20
@@ -69,9 +69,7 @@ class JsonLines:
         return digests.of_bytes(self._data)
 
     def excerpts_at(self, offsets: Iterable[int]) -> Iterator[str]:
-        for row in rows_at(self.path, offsets, self.file):
-            assert isinstance(row, RawRow)
-            yield excerpt(row.values)
+        return excerpts_at(self.path, offsets)
 
     def _load(self) -> None:
         """Read the lines at once: the last one to its end, be that beyond the range."""

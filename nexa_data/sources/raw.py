@@ -15,13 +15,15 @@ ExcerptsAt = Callable[[Iterable[int]], Iterator[str]]
 class RawRow(NamedTuple):
     """A row as the source has it; `line` counts from 1, and is the row's number where a format has no lines.
 
-    `offset` is the byte of the file, unpacked, at which the row begins; None where a format has no lines.
+    `offset` is the byte of the file, unpacked, at which the row begins; None where a format has no lines. `is_json` says that
+    all values are of JSON's own types: finite numbers, integers of 64 bits.
     """
 
     file: str
     line: int
     values: dict[str, Any]
     offset: int | None = None
+    is_json: bool = False
 
 
 class BadRow(NamedTuple):
