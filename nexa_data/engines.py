@@ -76,10 +76,10 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
         raise UserError(
             "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
         ) from None
-    if not ray.is_initialized():
-        ray.init(
-            log_to_driver=False, logging_level=logging.WARNING
-        )  # the cluster of RAY_ADDRESS, or one of this machine
+    is_ours = not ray.is_initialized()
+    if is_ours:  # joins the cluster of RAY_ADDRESS, or starts one on this machine
+        alone = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -89,6 +89,9 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
             yield Path(row["path"]), row["num_lines"]
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    finally:
+        if is_ours:
+            ray.shutdown()
 
 
 def _row_maker(make: Make, pieces: Sequence[Piece]) -> Callable[[dict[str, int]], dict[str, str | int]]:
