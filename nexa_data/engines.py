@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nexa_core.environment import num_cores
 from nexa_core.errors import UserError
@@ -78,7 +78,9 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
         ) from None
     is_ours = not ray.is_initialized()
     if is_ours:  # joins the cluster of RAY_ADDRESS, or starts one on this machine
-        alone = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
+        alone: dict[str, Any] = (
+            {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
+        )
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)
     context = DataContext.get_current()
     context.enable_progress_bars = False
