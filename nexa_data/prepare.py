@@ -14,6 +14,7 @@ from nexa_core.config.data import DataConfig, DatasetConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
+from nexa_data.croissant import croissant_path, write_croissant
 from nexa_data.engines import Means
 from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
 from nexa_data.flow import Beside, fill
@@ -101,7 +102,7 @@ def prepare_dataset(
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, origin, replace=replace):
         _name_in_evaluation_sets(origin, places, standing)
-        return Prepared(places.manifest, standing, is_new=False)
+        return Prepared(places.manifest, _publish(places, standing), is_new=False)
     others = _owners_of_shards(places)
     if others and not replace:
         names = ", ".join(path.stem for path, _ in others)
@@ -163,16 +164,16 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
             raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
-        for manifest_path, _ in standing:
+        for manifest_path, old in standing:
             durable.remove(manifest_path)
+            durable.remove(croissant_path(layout, old))
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
     manifest = _describe(places, origin, census, rejects, tables.num_rows, num_beside)
     _remove_left_over(layout, standing, manifest)
-    durable.write_json(places.manifest, manifest)
+    prepared = Prepared(places.manifest, _publish(places, manifest), is_new=True)
     _name_in_evaluation_sets(origin, places, manifest)
-    prepared = Prepared(places.manifest, manifest, is_new=True)
     _report(prepared, time.monotonic() - began)
     return prepared
 
@@ -205,6 +206,15 @@ def _name_in_evaluation_sets(origin: _Origin, places: Places, manifest: manifest
         if held_against.get(places.config.key) != entry:
             named = dict(sorted({**held_against, places.config.key: entry}.items()))
             durable.write_json(member.manifest_path, {**standing, "held_against": named})
+
+
+def _publish(places: Places, manifest: manifests.Manifest) -> manifests.Manifest:
+    """Have manifest and Croissant file of a dataset say what the settings tell about it; the manifest is written last."""
+    told = {**manifest, "about": places.config.about.resolved()}
+    write_croissant(places.layout, told)
+    if manifests.read_manifest(places.manifest) != told:
+        durable.write_json(places.manifest, told)
+    return told
 
 
 def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:
