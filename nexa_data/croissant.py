@@ -1,7 +1,7 @@
 """The Croissant file of a dataset: what its files hold, in the words that other tools read.
 
 It says nothing that the manifest does not, so the manifest does not record it, and it is written again wherever it is
-missing or differs. It lies at the top of its category, because readers find files at and below the folder it is in.
+missing or differs.
 
 Source: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 """
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow
@@ -19,6 +19,7 @@ from nexa_core import durable
 from nexa_core.config.data import About
 from nexa_core.paths import Layout
 from nexa_data.manifests import Manifest, is_pretrain, training_splits
+from nexa_data.places import croissant_path
 from nexa_data.rows import SCHEMAS
 from nexa_data.split import HELD_OUT
 
@@ -62,10 +63,6 @@ CONTEXT: dict[str, Any] = {
     **{name: f"cr:{name}" for name in sorted(_OURS)},
 }
 """The specification's, but for `value`: mlcroissant looks for a constant's value in schema.org's vocabulary alone."""
-
-
-def croissant_path(layout: Layout, manifest: Manifest) -> Path:
-    return layout.processed / manifest["category"] / f"{_key(manifest)}.croissant.json"
 
 
 def write_croissant(layout: Layout, manifest: Manifest) -> None:
@@ -233,10 +230,6 @@ def _field(column: pyarrow.Field, path: tuple[str, ...], source: Mapping[str, An
 def _place(record: Mapping[str, Any]) -> str:
     """Where a split's file lies, seen from the folder of its category."""
     return "/".join(PurePosixPath(record["path"]).parts[-2:])
-
-
-def _key(manifest: Manifest) -> str:
-    return f"{manifest['name']}_{manifest['version']}"
 
 
 def _version(version: str) -> str:

@@ -14,7 +14,8 @@ from nexa_core.config.data import DataConfig, DatasetConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
-from nexa_data.croissant import croissant_path, write_croissant
+from nexa_data.croissant import write_croissant
+from nexa_data.datasets import Dataset
 from nexa_data.engines import Means
 from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
 from nexa_data.flow import Beside, fill
@@ -23,7 +24,7 @@ from nexa_data.listing import Census
 from nexa_data.near_rows import NO_NEAR_ROWS, find_near_rows
 from nexa_data.overlaps import OverlapTable
 from nexa_data.parts import Part, collector_paused, make_parts
-from nexa_data.places import Places
+from nexa_data.places import Places, croissant_path, overview_path
 from nexa_data.quality import step_names
 from nexa_data.quality.scores import ScoreTable
 from nexa_data.rejects import Rejects, counts, rejects_at
@@ -166,7 +167,8 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
             raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
         for manifest_path, old in standing:
             durable.remove(manifest_path)
-            durable.remove(croissant_path(layout, old))
+            for made_again in (croissant_path, overview_path):
+                durable.remove(made_again(layout, old))
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
@@ -209,10 +211,15 @@ def _name_in_evaluation_sets(origin: _Origin, places: Places, manifest: manifest
 
 
 def _publish(places: Places, manifest: manifests.Manifest) -> manifests.Manifest:
-    """Have manifest and Croissant file of a dataset say what the settings tell about it; the manifest is written last."""
+    """Have all that describes a dataset say what the settings tell about it; the manifest is written last."""
+    from nexa_data.overview.page import write_overview
+
     told = {**manifest, "about": places.config.about.resolved()}
+    is_current = manifests.read_manifest(places.manifest) == told
     write_croissant(places.layout, told)
-    if manifests.read_manifest(places.manifest) != told:
+    if not is_current or not overview_path(places.layout, told).exists():
+        write_overview(Dataset(places.layout, places.manifest, told), is_sample=True)
+    if not is_current:
         durable.write_json(places.manifest, told)
     return told
 

@@ -13,8 +13,9 @@ import pytest
 from nexa_core import digests
 from nexa_core.config.data import DatasetConfig
 from nexa_core.paths import Layout
-from nexa_data.croissant import CONTEXT, croissant_path, describe
+from nexa_data.croissant import CONTEXT, describe
 from nexa_data.datasets import Dataset, find_dataset, list_datasets
+from nexa_data.places import croissant_path
 from nexa_data.prepare import prepare_dataset
 from nexa_data.validation import validate
 
