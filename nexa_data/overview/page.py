@@ -73,7 +73,9 @@ def make_page(dataset: Dataset, *, is_sample: bool) -> str:
         classes=_pictures(found.pixels, dataset.feature_shape),
         scores=_scores(scores),
         score_rows=0 if scores is None else scores.num_rows,
-        constant={} if scores is None else {name: short(value) for name, value in scores.constant.items()},
+        constant={}
+        if scores is None
+        else {name.replace("_", " "): short(value) for name, value in scores.constant.items()},
         rejected=rejected,
         examples=example_rows(dataset),
         picture_of=lambda row: _picture(row, dataset.feature_shape),

@@ -53,10 +53,10 @@ def score_plot(score: Score) -> Markup:
     drawn = _score_bars(score, x)
     drawn += Markup('<path class="axis" d="M{} {}H{}"/>').format(MARGIN, SMALL_BOTTOM, right)
     for limit in (score.least, score.most):
-        if limit is not None and edges[0] <= limit <= edges[-1]:
+        if limit is not None and score.low <= limit <= score.high:
             drawn += Markup('<path class="limit" d="M{} 0V{}"/>').format(_n(np.interp(limit, edges, x)), SMALL_BOTTOM)
-    for edge, anchor, place in ((edges[0], "start", MARGIN), (edges[-1], "end", right)):
-        drawn += _text(short(edge), place, SMALL_HEIGHT - 4, anchor)
+    for value, anchor, place in ((score.low, "start", MARGIN), (score.high, "end", right)):
+        drawn += _text(short(value), place, SMALL_HEIGHT - 4, anchor)
     label = f"{score.step}, {score.name}: rows by score, kept {' and '.join(limits_of(score))}"
     return _svg(drawn, SMALL_WIDTH, SMALL_HEIGHT, "plot small", label)
 
@@ -124,20 +124,17 @@ def _score_bars(score: Score, x: np.ndarray) -> Markup:
     heights = np.log10(1 + score.counts)
     heights *= (SMALL_BOTTOM - SMALL_TOP) / max(1e-9, heights.max())
     drawn = Markup()
-    for index, count in enumerate(score.counts.tolist()):
+    for index in np.flatnonzero(score.counts):
         first, last = score.edges[index], score.edges[index + 1]
-        if count:
-            is_out = (score.least is not None and (first + last) / 2 < score.least) or (
-                score.most is not None and (first + last) / 2 > score.most
-            )
-            drawn += Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                "out" if is_out else "kept",
-                _n(x[index]),
-                _n(SMALL_BOTTOM - heights[index]),
-                _n(max(0.6, x[index + 1] - x[index] - 0.5)),
-                _n(heights[index]),
-            )
-            drawn += _field(x[index], x[index + 1], SMALL_BOTTOM, f"{short(first)} to {short(last)}: {count:,} rows")
+        drawn += Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+            "kept" if score.is_kept((first + last) / 2) else "out",
+            _n(x[index]),
+            _n(SMALL_BOTTOM - heights[index]),
+            _n(max(0.6, x[index + 1] - x[index] - 0.5)),
+            _n(heights[index]),
+        )
+        told = f"{short(first)} to {short(last)}: {score.counts[index]:,} rows"
+        drawn += _field(x[index], x[index + 1], SMALL_BOTTOM, told)
     return drawn
 
 

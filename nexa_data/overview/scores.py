@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -12,7 +13,7 @@ from nexa_core.config.data import DatasetConfig
 from nexa_data.batches import score_name
 from nexa_data.datasets import Dataset
 from nexa_data.overview.sampling import read_groups
-from nexa_data.quality import open_step, step_names
+from nexa_data.quality import Limit, open_step, step_names
 
 NUM_BINS = 48
 WIDE = 100.0
@@ -27,9 +28,15 @@ class Score:
     name: str
     least: float | None
     most: float | None
+    low: float
+    """Of all values and of the limits that lie close by, the least."""
+    high: float
+    is_log: bool
     edges: np.ndarray
     counts: np.ndarray
-    is_log: bool
+
+    def is_kept(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
 @dataclass(frozen=True)
@@ -48,32 +55,31 @@ def read_scores(dataset: Dataset, *, is_sample: bool) -> Scores | None:
         return None
     path = dataset.layout.absolute(record["path"])
     ranges = _ranges(path)
-    limited = list(_limited(dataset))
-    constant = {
-        limit.replace("_", " "): ranges[key][0] for step, key, limit, *_ in limited if ranges[key][0] == ranges[key][1]
-    }
-    wanted = [each for each in limited if ranges[each[1]][0] < ranges[each[1]][1]]
-    edges = {key: _edges(*ranges[key], limits) for _, key, _, *limits in wanted}
-    counts = {key: np.zeros(len(bins) - 1, np.int64) for key, bins in edges.items()}
+    limited = [(each, *ranges[each.column]) for each in _limited(dataset)]
+    found = {each.column: _empty(each, low, high) for each, low, high in limited if low < high}
     num_rows = 0
-    for table in read_groups([path], sorted(edges), is_sample=is_sample) if edges else ():
+    for table in read_groups([path], list(found), is_sample=is_sample) if found else ():
         num_rows += len(table)
-        for key, bins in edges.items():
-            counts[key] += np.histogram(table[key].to_numpy(), bins)[0]
-    shown = [
-        Score(step, name, least, most, edges[key], counts[key], _is_wide(*ranges[key]))
-        for step, key, name, least, most in wanted
-    ]
-    return Scores(num_rows, tuple(shown), constant)
+        for column, score in found.items():
+            score.counts[:] += np.histogram(table[column].to_numpy(), score.edges)[0]
+    constant = {each.limit.score: low for each, low, high in limited if low == high}
+    return Scores(num_rows, tuple(found.values()), constant)
 
 
-def _limited(dataset: Dataset) -> Iterator[tuple[str, str, str, float | None, float | None]]:
-    """(step, column, score, least, most) of each score that has a limit."""
+class _Limited(NamedTuple):
+    """A score that has a limit, and the column that it lies in."""
+
+    step: str
+    column: str
+    limit: Limit
+
+
+def _limited(dataset: Dataset) -> Iterator[_Limited]:
     config = DatasetConfig.model_validate_json(json.dumps(dataset.manifest["config"]))
     for index, (step, settings) in enumerate(zip(step_names(config), config.quality, strict=True)):
         for limit in open_step(settings).limits:
             if limit.least is not None or limit.most is not None:
-                yield step, score_name(index, limit.score), limit.score, limit.least, limit.most
+                yield _Limited(step, score_name(index, limit.score), limit)
 
 
 def _ranges(path: Path) -> dict[str, tuple[float, float]]:
@@ -91,22 +97,26 @@ def _ranges(path: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _is_wide(least: float, most: float) -> bool:
-    return least >= 0 and most > WIDE
+def _empty(limited: _Limited, low: float, high: float) -> Score:
+    """The bins of a score whose values lie between `low` and `high`; no bin is on both sides of a limit."""
+    limit, is_log = limited.limit, low >= 0 and high > WIDE
+    ends = [each for each in (limit.least, limit.most) if each is not None]
+    near = [each for each in ends if 2 * low - high <= each <= 2 * high - low]
+    low, high = min([low, *near]), max([high, *near])
+    begin, end = _with_room(low, high, near, is_log=is_log)
+    edges = np.geomspace(begin, end, NUM_BINS + 1) if is_log else np.linspace(begin, end, NUM_BINS + 1)
+    edges[0] = min(begin, low)
+    sides = [] if limit.least is None else [limit.least]
+    sides += [] if limit.most is None else [np.nextafter(limit.most, np.inf)]  # a row that has it is kept
+    edges = np.unique([*edges, *(side for side in sides if begin < side < end)])
+    counts = np.zeros(len(edges) - 1, np.int64)
+    return Score(limited.step, limit.score, limit.least, limit.most, low, high, is_log, edges, counts)
 
 
-def _edges(least: float, most: float, limits: Sequence[float | None]) -> np.ndarray:
-    """Edges of bins around all values and around limits that lie close by; no bin is on both sides of a limit."""
-    low, high = least - (most - least), most + (most - least)
-    near = [limit for limit in limits if limit is not None and low <= limit <= high]
-    low, high = min([least, *near]), max([most, *near])
-    if not _is_wide(least, most):
-        edges = np.linspace(low, high, NUM_BINS + 1)
-    elif low > 0:
-        edges = np.geomspace(low, high, NUM_BINS + 1)
-    else:
-        edges = np.insert(np.geomspace(min(1, high), high, NUM_BINS), 0, low)
-    at_least, at_most = limits
-    sides = [] if at_least is None else [at_least]
-    sides += [] if at_most is None else [np.nextafter(at_most, np.inf)]  # a row that has it is kept
-    return np.unique([*edges, *(side for side in sides if low < side < high)])
+def _with_room(low: float, high: float, limits: Sequence[float], *, is_log: bool) -> tuple[float, float]:
+    """Where the axis begins and ends: a limit at its end would leave no room for the rows that just keep to it."""
+    if is_log:
+        low = max(low, 0.5)
+        return low / 1.1 if low in limits else low, high * 1.1 if high in limits else high
+    room = (high - low) / NUM_BINS * 2
+    return low - room if low in limits else low, high + room if high in limits else high
