@@ -70,7 +70,9 @@ def overview(
     """
     from nexa_data.overview.page import write_overview
 
-    print(write_overview(_open(dataset), output))
+    chosen = _open(dataset)
+    chosen.require_whole()
+    print(write_overview(chosen, output))
 
 
 @app.command()
