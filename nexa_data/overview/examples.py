@@ -1,6 +1,7 @@
 """Rows to look at: a few of each split, and a few of those that were left out."""
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from nexa_data.overview.statistics import split_paths
 
 NUM_OF_SPLIT = 3
 NUM_PICTURES = 24
+MAX_VALUES = 100_000
+"""Of a split's pictures, each of which takes room in the page."""
 NUM_OF_REASON = 2
 NUM_REPEATED = 5
 MAX_CHARS = 600
@@ -58,7 +61,8 @@ class Rejected:
 
 def example_rows(dataset: Dataset) -> dict[str, list[Row]]:
     """A few rows of each split, evenly spaced over the beginning of its first file."""
-    count = NUM_PICTURES if dataset.kind == "features" else NUM_OF_SPLIT
+    size = math.prod(dataset.feature_shape or ())
+    count = max(NUM_OF_SPLIT, min(NUM_PICTURES, MAX_VALUES // size)) if dataset.kind == "features" else NUM_OF_SPLIT
     found = {}
     for split, paths in split_paths(dataset).items():
         first = next(read_groups(paths[:1], _columns(dataset.kind), is_sample=True))

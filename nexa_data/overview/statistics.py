@@ -1,5 +1,6 @@
 """The numbers of an overview, measured in one pass over a dataset's files."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from nexa_data.overview.sampling import read_groups
 from nexa_data.overview.tally import Tally
 from nexa_data.split import HELD_OUT
 
-MAX_CLASSES = 40
-"""Of more classes than this no means are made, which take memory each."""
+MAX_VALUES = 1_000_000
+"""Of all classes' means, which take memory and room in the page; where there are more, none are made."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -67,7 +68,9 @@ def measure(dataset: Dataset, *, is_sample: bool) -> Statistics:
     Classes are counted over all rows in either case.
     """
     paths = split_paths(dataset)
-    gathered = _Gathered(dataset.kind, with_pixels=0 < len(dataset.labels) <= MAX_CLASSES)
+    gathered = _Gathered(
+        dataset.kind, with_pixels=len(dataset.labels) * math.prod(dataset.feature_shape or ()) <= MAX_VALUES
+    )
     for split, files in paths.items():
         for table in read_groups(files, gathered.columns, is_sample=is_sample):
             gathered.add(split, table)
