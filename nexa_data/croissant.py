@@ -28,6 +28,7 @@ PARQUET = ["application/vnd.apache.parquet", "application/x-parquet"]  # what is
 SPLITS = {"train": "cr:TrainingSplit", "val": "cr:ValidationSplit", "test": "cr:TestSplit"}
 SHARDS = "shards"
 
+DATA_TYPES = {pyarrow.string(): "sc:Text", pyarrow.float32(): "sc:Float"}
 COLUMNS = {
     "row_id": "The row's id: the beginning of the sha256 of its content.",
     "text": "The text to classify.",
@@ -224,7 +225,7 @@ def _field(column: pyarrow.Field, path: tuple[str, ...], source: Mapping[str, An
     if pyarrow.types.is_struct(value):
         inner = [_field(each, (*path, each.name), {**source, "transform": {"jsonPath": each.name}}) for each in value]
         return {**field, "subField": inner}
-    return {**field, "dataType": "sc:Text" if pyarrow.types.is_string(value) else "sc:Float", "source": source}
+    return {**field, "dataType": DATA_TYPES[value], "source": source}
 
 
 def _place(record: Mapping[str, Any]) -> str:

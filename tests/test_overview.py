@@ -21,6 +21,7 @@ from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, find_dataset
 from nexa_data.overview.images import picture
 from nexa_data.overview.page import make_page
+from nexa_data.overview.plots import round_numbers
 from nexa_data.overview.sampling import MAX_GROUPS, MAX_ROWS_OF_GROUP, read_groups
 from nexa_data.overview.scores import read_scores
 from nexa_data.overview.statistics import count_words, measure
@@ -187,9 +188,9 @@ def test_a_sample_says_that_it_is_one(tmp_path: Path) -> None:
     make_news(tmp_path, "v1", [{"q": f"text {index}", "a": "yes"} for index in range(4000)])
     dataset = find_dataset(Layout(tmp_path), "news_v1")
     assert measure(dataset, is_sample=True).num_measured["train"] == MAX_ROWS_OF_GROUP
-    assert "rows</span>" in overview_path(dataset.layout, dataset.manifest).read_text()
-    assert "measured of" in page_of(dataset, is_sample=True).text
-    assert "measured of" not in page_of(dataset).text
+    assert "rows measured</span>" in overview_path(dataset.layout, dataset.manifest).read_text()
+    assert "rows measured" in page_of(dataset, is_sample=True).text
+    assert "rows measured" not in page_of(dataset).text
 
 
 def test_a_sample_comes_from_everywhere(tmp_path: Path) -> None:
@@ -259,3 +260,18 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path, monkeypatch:
     assert CliRunner().invoke(app, ["overview", "text_v1"]).output.strip() == str(beside)
     assert beside.exists()
     assert json.loads(CliRunner().invoke(app, ["validate", "--json"]).output)[0]["holds"]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "marks"),
+    [
+        (2, 4, [2, 3, 4]),
+        (110, 230, [120, 140, 160, 180, 200, 220]),
+        (506, 1641, [600, 800, 1000, 1200, 1400, 1600]),
+        (7, 300, [10, 20, 50, 100, 200]),
+        (1, 250_000, [1, 10, 100, 1000, 10_000, 100_000]),
+        (5, 5, [5]),
+    ],
+)
+def test_marks_stand_atround_numbers(least: int, most: int, marks: list[int]) -> None:
+    assert round_numbers(least, most) == marks

@@ -85,19 +85,27 @@ def _densities(counts: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _marks(edges: np.ndarray, x: np.ndarray) -> Markup:
-    """Marks at 1, 10, 100, ..., and between them at 2 and 5 where there are few decades; at each of a few numbers."""
-    least, most = max(1, int(edges[0])), int(edges[-1]) - 1
-    steps = (1, 2, 5) if math.log10(most / least) < 2.5 else (1,)
-    marks = [step * 10**power for power in range(13) for step in steps if least <= step * 10**power <= most]
-    if most - least < NUM_SINGLE:
-        marks = list(range(least, most + 1))
+    """Marks at round numbers, and at 0 where it has a bin."""
     drawn = Markup()
-    for mark in [0, *marks] if edges[0] == 0 else marks:
+    for mark in ([0] if edges[0] == 0 else []) + round_numbers(max(1, int(edges[0])), int(edges[-1]) - 1):
         place = _place(mark, edges, x)
         anchor = "end" if place > WIDTH - 20 else "start" if place < 20 else "middle"
         drawn += Markup('<path class="tick" d="M{} {}v4"/>').format(_n(place), BOTTOM)
         drawn += _text(short(mark), place, BOTTOM + 17, anchor)
     return drawn
+
+
+def round_numbers(least: int, most: int) -> list[int]:
+    """1, 10, 100, ... between these; of fewer decades 2 and 5 too, of less than one every so many, of few all."""
+    decades = math.log10(most / least)
+    if decades < 1:
+        power = 10 ** int(math.log10(max(1, (most - least) / 3)))
+        step = next(
+            power * each for each in (1, 2, 5, 10) if most - least < NUM_SINGLE or (most - least) / (power * each) <= 7
+        )
+        return list(range(-(-least // step) * step, most + 1, step))
+    steps = (1, 2, 5) if decades < 2.5 else (1,)
+    return [step * 10**power for power in range(13) for step in steps if least <= step * 10**power <= most]
 
 
 def _place(value: int, edges: np.ndarray, x: np.ndarray) -> float:
