@@ -151,6 +151,29 @@ def test_what_was_left_out_is_told_with_reasons_and_rows(tmp_path: Path) -> None
     assert re.findall(r" 3 (\w{16}) ", repeated)[0] in row_id + dataset.read_split("val")["row_id"].to_pylist()
 
 
+def test_near_duplicates_are_told_by_the_row_that_is_kept(tmp_path: Path) -> None:
+    words = [f"word{index}" for index in range(60)]
+    rows = [{"q": " ".join([*words, f"end{index}"]), "a": "yes"} for index in range(4)]
+    rows += [{"q": f"another text {index}", "a": "no"} for index in range(20)]
+    make_news(tmp_path, "v1", rows, near_duplicates={"threshold": 0.8})
+    text = page_of(find_dataset(Layout(tmp_path), "news_v1")).text
+    assert re.search(r"near_duplicates 21 -3 12.5% 3 near duplicate", text)
+    assert re.search(r"repeated most often copies row beginning 3 [0-9a-f]{16} \{", text)
+
+
+def test_the_evaluation_sets_that_rows_were_held_against_are_named(tmp_path: Path) -> None:
+    make_news(tmp_path, "v1", [{"q": f"text {index}", "a": "yes"} for index in range(40)])
+    against = find_dataset(Layout(tmp_path), "news_v1")
+    make_news(
+        tmp_path,
+        "v2",
+        [{"q": f"other {index}", "a": "yes"} for index in range(40)],
+        decontaminate={"against": [against.key]},
+    )
+    text = page_of(find_dataset(Layout(tmp_path), "news_v2")).text
+    assert f"news_v1, test {against.split_digest('test')}" in text
+
+
 def test_scores_are_counted_on_the_side_of_the_limit_that_they_are_on(tmp_path: Path) -> None:
     rows = [{"q": "word " * (index % 30 + 1) + str(index), "a": "yes"} for index in range(300)]
     make_news(tmp_path, "v1", rows, quality=[{"name": "length", "min_words": 5, "max_words": 20}])

@@ -23,7 +23,7 @@ MAX_CHARS = 600
 MAX_MESSAGES = 6
 SAMPLE_LINES = 3_000
 """Lines of the rejects that are read for a sample."""
-DUPLICATE = re.compile(r"duplicate of (\S+)")
+DUPLICATE = re.compile(r"duplicate of ([\w-]+)")
 
 
 @dataclass(frozen=True)
