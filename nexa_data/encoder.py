@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from nexa_core import digests
+
 ID_DTYPE = np.dtype("<i4")
 CHUNK = 1024
 """Texts that the tokenizer encodes at once."""
@@ -23,6 +25,7 @@ SURROGATES = range(0xD800, 0xE000)
 GPT2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
+@functools.lru_cache(maxsize=4)
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
     """A tokenizer that reads a text as letters and nothing else, and all of it.
 
@@ -33,6 +36,13 @@ def load_tokenizer(tokenizer_json: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def encoding_digest(tokenizer_json: str) -> str:
+    """The digest of what decides the ids of a text; tokenizers that differ in what they do beside that share it."""
+    value = json.loads(load_tokenizer(tokenizer_json).to_str())
+    return digests.of_value({key: value[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")})
 
 
 @functools.lru_cache(maxsize=2)
@@ -160,7 +170,9 @@ def _classes(tokenizer: Tokenizer, runs: Iterator[tuple[int, int]]) -> tuple[str
     found: dict[str, list[str]] = {"a": [], "1": [], " ": [], "!": []}
     for first, last in runs:
         character = chr(first)
-        kinds = [kind for kind in ("a", "1", "!") if len(tokenizer.pre_tokenizer.pre_tokenize_str(kind + character)) == 1]
+        kinds = [
+            kind for kind in ("a", "1", "!") if len(tokenizer.pre_tokenizer.pre_tokenize_str(kind + character)) == 1
+        ]
         assert len(kinds) <= 1, f"U+{first:04X} belongs to several classes"
         found[kinds[0] if kinds else " "].append(f"\\U{first:08x}-\\U{last:08x}")
     return "".join(found["a"]), "".join(found["1"]), "".join(found[" "]), "".join(found["!"])

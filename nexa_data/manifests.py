@@ -53,6 +53,8 @@ def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     """The record of each file that belongs to a dataset."""
     yield from manifest["splits"].values()
     yield from (manifest[name] for name in ("tokenizer", "rejects", "scores") if manifest.get(name) is not None)
+    if manifest.get("sequences") is not None:
+        yield from manifest["sequences"]["shards"].values()
 
 
 def damage(layout: Layout, record: Mapping[str, Any]) -> str | None:

@@ -25,6 +25,7 @@ from nexa_data.sources import Source, open_source
 from nexa_data.sources.raw import UNREADABLE
 from nexa_data.split import HELD_OUT
 from nexa_data.tables import Tables
+from nexa_data.tokens import make_sequences, make_tokenizer, tokenizer_origins
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def prepare_dataset(config: DatasetConfig, layout: Layout, *, replace: bool = Fa
     others = _owners_of_shards(places)
     if others and not replace:
         names = ", ".join(path.stem for path, _ in others)
-        folder = layout.relative(places.split("001").parent)
+        folder = layout.relative(places.shard("001").parent)
         raise UserError(f"{config.key}: {folder} holds the shards of {names}. Pass --replace to give them up.")
     own = [] if standing is None else [(places.manifest, standing)]
     return _make(places, source, own + others)
@@ -84,7 +85,7 @@ def prepare_dataset(config: DatasetConfig, layout: Layout, *, replace: bool = Fa
 
 def _still_stands(standing: manifests.Manifest, places: Places, source: Source, *, replace: bool) -> bool:
     """Whether the dataset that exists is the one that is asked for, whole, so that there is nothing to do."""
-    key, origins, config = places.config.key, source.origins(), places.config.resolved()
+    key, origins, config = places.config.key, _origins(places, source), places.config.resolved()
     if changed := manifests.differences(standing, config, origins):
         if replace:
             return False
@@ -104,6 +105,11 @@ def _still_stands(standing: manifests.Manifest, places: Places, source: Source, 
     return True
 
 
+def _origins(places: Places, source: Source) -> list[dict[str, Any]]:
+    """Each file that the dataset is made of, with its digest."""
+    return source.origins() + tokenizer_origins(places.config, places.layout)
+
+
 def _owners_of_shards(places: Places) -> list[manifests.Stood]:
     """The other datasets whose pretraining shards have the names that this one's will have."""
     if places.config.output.name != "pretrain":
@@ -119,6 +125,7 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
     began = time.monotonic()
     config, layout = places.config, places.layout
+    tokenizer_origins(config, layout)  # refuses one that does not fit, before there is work to lose
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack, collector_paused():
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
@@ -126,7 +133,7 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
         scores = ScoreTable(stack, places.scores, config) if config.quality else None
         census = fill(tables, rejects, make_parts(source, config, places.parts), config, scores=scores)
         num_scored = None if scores is None else scores.close()
-        origins = source.origins()  # refuses a file that has changed meanwhile
+        origins = _origins(places, source)  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
@@ -168,6 +175,8 @@ def _describe(
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
     }
+    training = [split for split in splits if split not in HELD_OUT]
+    tokenizer = make_tokenizer(places, training, origins)
     return {
         "format": manifests.FORMAT,
         "name": config.name,
@@ -182,7 +191,8 @@ def _describe(
         "steps": _steps(config, census, rejects),
         "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
         "scores": None if num_scored is None else manifests.describe_file(layout, places.scores, rows=num_scored),
-        "tokenizer": _tokenizer(places, [split for split in splits if split not in HELD_OUT]),
+        "tokenizer": tokenizer,
+        "sequences": make_sequences(places, training, tokenizer),
         "parents": [],
         "config": resolved,
         "libraries": {name: metadata.version(name) for name in ("orjson", "py3langid", "pyarrow", "tokenizers")},
@@ -208,23 +218,6 @@ def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict
         rows_in = rows_out
     assert rows_in == census.num_kept, "a row was neither kept nor rejected"
     return steps
-
-
-def _tokenizer(places: Places, splits: list[str]) -> dict[str, Any] | None:
-    """The record of the dataset's tokenizer, which is trained here on `splits`; None where none is asked for."""
-    if places.config.tokenizer is None:
-        return None
-    from nexa_data.tokenizer import train_tokenizer
-
-    wanted = places.config.tokenizer.vocab_size
-    tokenizer = train_tokenizer([places.split(split) for split in splits], wanted)
-    if tokenizer.get_vocab_size() < wanted:
-        logger.warning(
-            "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",
-            places.config.key, tokenizer.get_vocab_size(), wanted,
-        )  # fmt: skip
-    durable.write_text(places.tokenizer, tokenizer.to_str())
-    return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
 
 
 def _report(prepared: Prepared, seconds: float) -> None:
