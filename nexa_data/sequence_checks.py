@@ -38,28 +38,39 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
             table = file.read_row_group(group)
             rows = [mapped.read(row) for row in range(first, first + len(table))]
             first += len(table)
-            tokens = table["tokens"].combine_chunks()
-            if not np.array_equal(np.concatenate(rows), tokens.flatten().to_numpy()):
+            tokens, begins = _flat(table, "tokens").to_numpy(), _begins(table, mapped.width)
+            if not np.array_equal(np.concatenate(rows), tokens):
                 yield f"row group {group} reads otherwise through the memory map"
-            is_begin = compute.equal(table["offsets"].combine_chunks().flatten(), 0)
-            row_ids.append(table["row_ids"].combine_chunks().flatten().filter(is_begin))
+            ends = np.flatnonzero(tokens == dataset.sequence_marks[1]) + 1
+            if not np.array_equal(begins[begins > 0], ends[ends < len(tokens)]):
+                yield f"in row group {group} documents end elsewhere than the next begin"
+            row_ids.append(_flat(table, "row_ids").filter(compute.equal(_flat(table, "offsets"), 0)))
             if group == 0:
-                yield from _encoded_otherwise(dataset, name, table)
+                yield from _encoded_otherwise(dataset, name, tokens, begins)
     documents = parquet.read_table(dataset.split_path(name), columns=["row_id"])["row_id"]
     if pyarrow.chunked_array(row_ids, pyarrow.string()) != documents:
         yield "other documents, or in another order, than the manifest's"
 
 
-def _encoded_otherwise(dataset: Dataset, name: str, table: pyarrow.Table) -> Iterator[str]:
-    """The first documents that the tokenizer encodes otherwise than they are in the first row group."""
+def _flat(table: pyarrow.Table, name: str) -> pyarrow.Array:
+    return table[name].combine_chunks().flatten()
+
+
+def _begins(table: pyarrow.Table, width: int) -> np.ndarray:
+    """Where in a row group's tokens documents begin."""
+    rows = table["starts"].combine_chunks().value_parent_indices().to_numpy()
+    begins: np.ndarray = rows * width + _flat(table, "starts").to_numpy()
+    return begins[_flat(table, "offsets").to_numpy() == 0]
+
+
+def _encoded_otherwise(dataset: Dataset, name: str, tokens: np.ndarray, begins: np.ndarray) -> Iterator[str]:
+    """The first document that the tokenizer encodes otherwise than it is in the first row group, if there is one."""
     tokenizer_json = dataset.tokenizer_json()
     assert tokenizer_json is not None
     tokenizer, (begin, end) = load_tokenizer(tokenizer_json), dataset.sequence_marks
-    tokens = table["tokens"].combine_chunks().flatten().to_numpy()
-    starts = [0, *(np.flatnonzero(tokens == end) + 1).tolist()][: NUM_ENCODED + 1]
     with parquet.ParquetFile(dataset.split_path(name)) as file:
         batch = next(file.iter_batches(NUM_ENCODED, columns=["row_id", "completion"]))
-    for (first, last), document in zip(pairwise(starts), batch.to_pylist(), strict=False):
+    for (first, last), document in zip(pairwise(begins[: NUM_ENCODED + 1].tolist()), batch.to_pylist(), strict=False):
         ids = tokenizer.encode(document["completion"], add_special_tokens=False).ids
         expected = np.array([*([] if begin is None else [begin]), *ids, end], ID_DTYPE)
         if not np.array_equal(tokens[first:last], expected):

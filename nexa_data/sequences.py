@@ -6,7 +6,7 @@ mapped file, and any reader of Parquet can read it all the same.
 
 import functools
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,11 @@ class TokenSequences:
         self._file_of, self._at, rows_of = np.array(groups, dtype=np.int64).reshape(-1, 3).T
         self._ends = np.cumsum(rows_of)
         """Of each row group the number of sequences up to its end."""
-        self._lasts = np.cumsum([sum(rows for _, rows in shard.offsets) for shard in shards]) - 1
+        lasts = (np.cumsum([sum(rows for _, rows in shard.offsets) for shard in shards]) - 1).tolist()
+        self._lasts = frozenset(lasts)
         """The last sequence of each shard."""
         self.token_counts_N = np.full(len(self), width, dtype=np.int64)
-        for shard, last in zip(shards, self._lasts, strict=True):
+        for shard, last in zip(shards, lasts, strict=True):
             self.token_counts_N[last] = (shard.num_tokens - 1) % width + 1
         self._mapped = functools.lru_cache(maxsize=MOST_MAPPED)(_map)
 
@@ -93,6 +94,13 @@ class TokenSequences:
         if row + 1 < self._ends[group]:
             return np.frombuffer(file, ID_DTYPE, count + 1, begin)
         return np.concatenate([np.frombuffer(file, ID_DTYPE, count, begin), self.read(row + 1)[:1]])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All ids in order, many at once."""
+        for group, end in enumerate(self._ends.tolist()):
+            first = int(self._ends[group - 1]) if group else 0
+            file, count = self._mapped(self._files[self._file_of[group]]), int(self.token_counts_N[first:end].sum())
+            yield np.frombuffer(file, ID_DTYPE, count, int(self._at[group]))
 
     def read_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """`num_targets` and `num_begun` of every sequence."""

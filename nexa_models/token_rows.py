@@ -92,8 +92,7 @@ class TokenRows:
         """How often each of `num_tokens` ids is to be predicted; goes through all files once."""
         counts = np.zeros(num_tokens, dtype=np.int64)
         goes_on = False
-        for row in range(len(self)):
-            ids = self.sequences.read(row)
+        for ids in self.sequences.blocks():
             is_target = np.concatenate([[goes_on], ids[:-1] != self.end_id])
             counts += np.bincount(ids[is_target], minlength=num_tokens)
             goes_on = bool(ids[-1] != self.end_id)
