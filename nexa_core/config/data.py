@@ -198,7 +198,7 @@ class PretrainOutput(Settings):
     """Share of documents for the test."""
     salt: str = ""
     """Changes which documents are held out."""
-    sequence_tokens: Annotated[int, Field(ge=2, le=2**20)] | None = None
+    sequence_tokens: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     """Encode the documents once, here, into sequences of so many tokens that training maps into memory; the shards then
     hold those, and the documents lie beside them. Without it shards hold documents, which each run encodes."""
 
