@@ -3,8 +3,8 @@
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,10 +18,11 @@ MOST_WORDS = 2**19
 """Words that are remembered, some 100 MB of them; then it begins anew."""
 MOST_WORD_CHARS = 64
 """Longer ones, which hardly come again, are not remembered."""
-WIDE_FROM_CHARS = 2 * 2**20
-"""So many characters of texts that are not ASCII take the tokenizer as long as learning its classes of all characters does."""
+BLOCK, MOST_BLOCKS = 4096, 16
+"""Characters are learned in blocks, which takes milliseconds each, and after so many the rest together, in a second."""
 ASCII_END, UNICODE_END = 0x80, 0x110000
 SURROGATES = range(0xD800, 0xE000)
+Splitter = Callable[[str], list[str]]
 GPT2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
@@ -75,40 +76,91 @@ class WordEncoder(Encoder):
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__(tokenizer)
-        self._ids_of = _Words(tokenizer)
-        self._split_ascii = re.compile(_ascii_pattern(tokenizer)).findall
-        self._split_any: Any = None
-        self._num_wide_chars = 0
+        self._alphabet = _Alphabet(tokenizer)
+        self._ids_of = _Words(tokenizer, self._alphabet)
+        self._split_ascii, self._split_any = self._splitters()
 
     def encode(self, texts: Sequence[str]) -> Iterator[bytes]:
-        ids_of = self._ids_of.__getitem__
-        for text in texts:
-            split = self._split_ascii if text.isascii() else self._wide_split(text)
-            yield next(super().encode([text])) if split is None else b"".join(map(ids_of, split(text)))
+        return map(self._encode, texts)
 
-    def _wide_split(self, text: str) -> Any:
-        """What cuts texts of any characters; None while there were too few of them to make it."""
-        if self._split_any is None:
-            self._num_wide_chars += len(text)
-            if self._num_wide_chars >= WIDE_FROM_CHARS:
-                self._split_any = re.compile(_pattern(self._tokenizer)).findall
-        return self._split_any
+    def _encode(self, text: str) -> bytes:
+        split = self._split_ascii if text.isascii() else self._split_any
+        try:
+            return b"".join(map(self._ids_of.__getitem__, split(text)))
+        except _UnknownError as unknown:
+            self._alphabet.learn(unknown.character)
+            self._split_ascii, self._split_any = self._splitters()
+            return self._encode(text)
+
+    def _splitters(self) -> tuple[Splitter, Splitter]:
+        return re.compile(_pattern(self._alphabet.ascii)).findall, re.compile(_any_pattern(self._alphabet)).findall
+
+
+class _UnknownError(Exception):
+    """A character that the alphabet does not have yet."""
+
+    def __init__(self, character: str):
+        super().__init__(character)
+        self.character = character
 
 
 class _Words(dict[str, bytes]):
     """The ids of each word so far; asks the tokenizer for a new one's."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, alphabet: "_Alphabet"):
         super().__init__()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._alphabet = tokenizer, alphabet
 
     def __missing__(self, word: str) -> bytes:
+        if word[0] not in self._alphabet:
+            raise _UnknownError(word[0])
         ids = np.array(self._tokenizer.encode(word, add_special_tokens=False).ids, dtype=ID_DTYPE).tobytes()
         if len(word) <= MOST_WORD_CHARS:
             if len(self) >= MOST_WORDS:
                 self.clear()
             self[word] = ids
         return ids
+
+
+class _Classes(NamedTuple):
+    """Characters by class, each as it stands in the brackets of a pattern."""
+
+    letters: str
+    digits: str
+    spaces: str
+    others: str
+
+
+class _Alphabet:
+    """What the tokenizer takes for a letter, a digit or a space, learned of it block by block of Unicode as characters appear."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._cut = tokenizer.pre_tokenizer.pre_tokenize_str
+        self._blocks: set[int] = set()
+        self.ascii = self.seen = self._ask((code, code) for code in range(ASCII_END))
+
+    def __contains__(self, character: str) -> bool:
+        return character.isascii() or ord(character) // BLOCK in self._blocks
+
+    def learn(self, character: str) -> None:
+        """The block of a character; when many are known, all that are left."""
+        blocks = {ord(character) // BLOCK} if len(self._blocks) < MOST_BLOCKS else set(range(UNICODE_END // BLOCK))
+        for block in sorted(blocks - self._blocks):
+            codes = range(max(block * BLOCK, ASCII_END), (block + 1) * BLOCK)
+            text = "".join(chr(code) for code in codes if code not in SURROGATES)
+            spans = (span for _, span in self._cut(text)) if text else ()
+            found = self._ask((ord(text[begin]), ord(text[end - 1])) for begin, end in spans)
+            self.seen = _Classes(*map("".join, zip(self.seen, found, strict=True)))
+        self._blocks |= blocks
+
+    def _ask(self, runs: Iterable[tuple[int, int]]) -> _Classes:
+        """The classes of runs of characters, first and last, each of which is all of one: as what is put before them shows."""
+        found: dict[str, str] = {"a": "", "1": "", " ": "", "!": ""}
+        for first, last in runs:
+            kinds = [kind for kind in ("a", "1", "!") if len(self._cut(kind + chr(first))) == 1]
+            assert len(kinds) <= 1, f"U+{first:04X} belongs to several classes"
+            found[kinds[0] if kinds else " "] += f"\\U{first:08x}-\\U{last:08x}"
+        return _Classes(*found.values())
 
 
 def splits_into_words(tokenizer_json: str) -> bool:
@@ -134,45 +186,16 @@ def splits_into_words(tokenizer_json: str) -> bool:
 ENDINGS = "'(?:[stmd]|re|ve|ll)"
 
 
-def _ascii_pattern(tokenizer: Tokenizer) -> str:
-    letters, digits, spaces, others = _classes(tokenizer, ((code, code) for code in range(ASCII_END)))
-    return f" ?[{letters}]++| ?[{digits}]++|{ENDINGS}| ?[{others}]++|{_spaces(spaces)}"
+def _pattern(classes: _Classes, ends: str = "") -> str:
+    letters, digits, spaces, others = classes
+    words = f" ?[{letters}]++{ends}| ?[{digits}]++{ends}|{ENDINGS}| ?[{others}]++{ends}"
+    return words if ends else f"{words}|[{spaces}]+(?![^{spaces}])|[{spaces}]+"
 
 
-def _pattern(tokenizer: Tokenizer) -> str:
-    """For any text. Runs of ASCII that end before ASCII are tried first, because small classes are quick to look up."""
-    letters, digits, _, others = _classes(tokenizer, ((code, code) for code in range(ASCII_END)))
-    ends = f"(?![^\\x00-\\x{ASCII_END - 1:02x}])"
-    first = f" ?[{letters}]++{ends}| ?[{digits}]++{ends}|{ENDINGS}| ?[{others}]++{ends}"
-    letters, digits, spaces, others = _classes(tokenizer, _runs(tokenizer))
-    return f"{first}| ?[{letters}]++| ?[{digits}]++| ?[{others}]++|{_spaces(spaces)}"
+def _any_pattern(alphabet: _Alphabet) -> str:
+    """For any text; a character that is not in the alphabet yet is a word by itself.
 
-
-def _spaces(spaces: str) -> str:
-    """Spaces up to the last before a word, or that last one by itself."""
-    return f"[{spaces}]+(?![^{spaces}])|[{spaces}]+"
-
-
-def _runs(tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
-    """First and last of runs of characters that are all of one class, as the tokenizer cuts the whole of Unicode."""
-    yield from ((code, code) for code in range(ASCII_END))
-    everything = "".join(chr(code) for code in range(ASCII_END, UNICODE_END) if code not in SURROGATES)
-    for _, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(everything):
-        first, last = ord(everything[begin]), ord(everything[end - 1])
-        if first < SURROGATES.start <= last:  # no text has them, and no range may span them
-            yield first, SURROGATES.start - 1
-            first = SURROGATES.stop
-        yield first, last
-
-
-def _classes(tokenizer: Tokenizer, runs: Iterator[tuple[int, int]]) -> tuple[str, str, str, str]:
-    """Letters, digits, spaces and others among these runs, as what stands in the brackets of a pattern."""
-    found: dict[str, list[str]] = {"a": [], "1": [], " ": [], "!": []}
-    for first, last in runs:
-        character = chr(first)
-        kinds = [
-            kind for kind in ("a", "1", "!") if len(tokenizer.pre_tokenizer.pre_tokenize_str(kind + character)) == 1
-        ]
-        assert len(kinds) <= 1, f"U+{first:04X} belongs to several classes"
-        found[kinds[0] if kinds else " "].append(f"\\U{first:08x}-\\U{last:08x}")
-    return "".join(found["a"]), "".join(found["1"]), "".join(found[" "]), "".join(found["!"])
+    Runs of ASCII that end before ASCII are tried first, because small classes are quick to look up.
+    """
+    quick = _pattern(alphabet.ascii, ends=f"(?![^\\x00-\\x{ASCII_END - 1:02x}])")
+    return f"{quick}|{_pattern(alphabet.seen)}|[^{''.join(alphabet.seen)}]"

@@ -85,29 +85,26 @@ def by_itself(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def wide() -> WordEncoder:
-    """An encoder that takes its own way with every text."""
-    before, encoder.WIDE_FROM_CHARS = encoder.WIDE_FROM_CHARS, 0
-    made = WordEncoder(PLAIN)
-    list(made.encode(["\u00e9"]))
-    encoder.WIDE_FROM_CHARS = before
-    return made
+def quick() -> WordEncoder:
+    return WordEncoder(PLAIN)
 
 
 @given(texts=st.lists(text, max_size=5))
 @settings(deadline=None, max_examples=300)
-def test_any_text_has_the_tokenizers_own_ids(wide: WordEncoder, texts: list[str]) -> None:
-    assert ids_of(wide.encode(texts)) == by_itself(PLAIN, texts)
+def test_any_text_has_the_tokenizers_own_ids(quick: WordEncoder, texts: list[str]) -> None:
+    assert ids_of(quick.encode(texts)) == by_itself(PLAIN, texts)
 
 
-def test_every_character_is_cut_off_its_neighbours_as_the_tokenizer_does_it(wide: WordEncoder) -> None:
+def test_every_character_is_cut_off_its_neighbours_as_the_tokenizer_does_it(quick: WordEncoder) -> None:
     codes = [*range(0x3100), *range(0x3100, UNICODE_END, 61)]
     characters = [chr(code) for code in codes if code not in SURROGATES]
     texts = [f"a{each}1{each}!{each} {each}{each}\n{each}'{each}s " for each in characters]
-    assert ids_of(wide.encode(texts)) == [each.ids for each in PLAIN.encode_batch_fast(texts, add_special_tokens=False)]
+    assert ids_of(quick.encode(texts)) == [
+        each.ids for each in PLAIN.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
-def test_a_memory_that_overflows_changes_no_id(wide: WordEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_that_overflows_changes_no_id(quick: WordEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "MOST_WORDS", 3)
     monkeypatch.setattr(encoder, "MOST_WORD_CHARS", 4)
     texts = [*TEXTS, *TEXTS[::-1]]
@@ -116,11 +113,13 @@ def test_a_memory_that_overflows_changes_no_id(wide: WordEncoder, monkeypatch: p
     assert len(fresh._ids_of) <= 3
 
 
-def test_few_texts_beyond_ascii_are_not_worth_learning_all_of_unicode() -> None:
+def test_characters_are_learned_as_they_appear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "MOST_BLOCKS", 3)
     fresh = WordEncoder(PLAIN)
-    texts = ["caf\u00e9 's  \u4e2d", "plain"]
-    assert ids_of(fresh.encode(texts)) == by_itself(PLAIN, texts)
-    assert fresh._split_any is None
+    texts = ["caf\u00e9 \u3000\u4e2d", "\u3000 \u4e2d", "x\U0001f600", "\U000e0041\ud7fb\uffff\U0010ffff a"]
+    for number, each in enumerate(texts):
+        assert ids_of(fresh.encode([each])) == by_itself(PLAIN, [each])
+        assert ("\ue000" in fresh._alphabet) == (number >= 2)  # by then all of Unicode is known
 
 
 def test_a_text_that_spells_a_special_token_out_does_not_end_there() -> None:

@@ -41,7 +41,9 @@ BATCH = 10_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="JSON lines, or CSV without a header")
-    parser.add_argument("--columns", nargs="+", required=True, help="names, or of CSV numbers from 0; joined by a line end")
+    parser.add_argument(
+        "--columns", nargs="+", required=True, help="names, or of CSV numbers from 0; joined by a line end"
+    )
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
@@ -62,7 +64,9 @@ def read_texts(path: Path, columns: list[str]) -> Iterator[str]:
 
 def compare(texts: list[str], given: argparse.Namespace, folder: Path) -> None:
     texts = enlarged(texts, given.megabytes * 2**20)
-    documents, shard, tokenizer_path = (folder / name for name in ("documents.parquet", "001.parquet", "tokenizer.json"))
+    documents, shard, tokenizer_path = (
+        folder / name for name in ("documents.parquet", "001.parquet", "tokenizer.json")
+    )
     rows = [f"{number:016x}" for number in range(len(texts))]
     parquet.write_table(pyarrow.table({"row_id": rows, "completion": texts}), documents, row_group_size=GROUP_ROWS)
     trained = train_tokenizer([documents], given.vocab_size)
@@ -81,7 +85,9 @@ def compare(texts: list[str], given: argparse.Namespace, folder: Path) -> None:
         began = time.perf_counter()
         (record,) = make_shards([(documents, shard)], tokenizer_path, marks, width=WIDTH)
         seconds["ours"].append(time.perf_counter() - began)
-        print(f"round {number + 1}: {', '.join(f'{name} {each[-1]:.2f} s' for name, each in seconds.items())}", flush=True)
+        print(
+            f"round {number + 1}: {', '.join(f'{name} {each[-1]:.2f} s' for name, each in seconds.items())}", flush=True
+        )
     num_tokens = record["tokens"] - 2 * len(texts)
     check_ids(texts, tokenizer, marks, TokenSequences([Shard.of(shard, record)], width=WIDTH))
     wide = sum(not text.isascii() for text in texts) / len(texts)
