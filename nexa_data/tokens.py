@@ -76,7 +76,7 @@ def make_sequences(places: Places, splits: list[str], tokenizer: dict[str, Any] 
     }
     num_tokens = sum(record["tokens"] for record in records.values())
     logger.info("%s: %s tokens in sequences of %s", places.config.key, f"{num_tokens:,}", f"{width:,}")
-    return {"width": width, "begin": marks.begin, "end": marks.end, "tokenizer": tokenizer["sha256"], "shards": records}
+    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records}
 
 
 def _load(path: Path) -> "Tokenizer":

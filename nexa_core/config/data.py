@@ -184,7 +184,7 @@ class TrainingOutput(Settings):
 
 
 class PretrainOutput(Settings):
-    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents in shards of equal row counts.
+    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents, or token sequences, in shards.
 
     Those held out go to `data/processed/training/{val,test}/<name>_<version>.parquet`, by a hash of each document.
     """

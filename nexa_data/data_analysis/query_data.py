@@ -77,7 +77,7 @@ class DataQuery:
     def tables(self) -> list[str]:
         """The names that `sql` knows.
 
-        `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all shards of a pretraining one,
+        `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all documents of a pretraining one,
         `python_docs_text_v1_val` what that holds out, `teacher_inputs_v1` a distillation dataset, and
         `predictions_<run_id>` what a run predicted.
         """
