@@ -394,10 +394,11 @@ def test_each_token_of_a_document_but_its_first_is_learned_once(tmp_path: Path, 
         assert np.bincount(batch.target_rows, minlength=len(part)).tolist() == rows.target_counts_N[part].tolist()
 
 
-def test_in_long_sequences_the_loss_is_that_of_the_documents_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_in_long_sequences_the_loss_is_that_of_the_documents_one_by_one(tmp_path: Path, architecture: str) -> None:
     write_documents(tmp_path)
     dataset = make(tmp_path, width=8192)
-    parameters = {**MODEL["parameters"], "max_tokens": 8192, "dropout": 0.0}
+    parameters = {**MODEL["parameters"], "max_tokens": 8192, "dropout": 0.0, "architecture": architecture}
     spec = describe_model(config_of(model={**MODEL, "parameters": parameters}).model, dataset)
     model = build_model(spec, seed=3).eval()
     rows, documents = TokenRows.of(dataset, spec), encode(dataset.read_split("train"), spec)
