@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data clean
 
 setup: $(STAMP)
 
@@ -48,5 +48,18 @@ bench-train: $(STAMP)
 	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/training/requirements.txt
 	$(BIN)/python benchmarks/training/compare.py --data "$(DATA)" --peers $(PEERS)/bin/python
 
+# A million rows made of the given texts, 1 GB, dirty and clean; then near duplicates.
+PEERS_DATA := benchmarks/.peers-data
+ROWS := benchmarks/.rows
+bench-data: $(STAMP)
+	@test -n "$(DATA)" || { echo "error: which texts? make bench-data DATA='gsm8k_train.jsonl ag_news.csv' (JSON lines or CSV)" >&2; exit 2; }
+	test -x $(PEERS_DATA)/bin/python || $(PYTHON) -m venv $(PEERS_DATA)
+	$(PEERS_DATA)/bin/python -m pip install --quiet -r benchmarks/data/requirements.txt
+	mkdir -p $(ROWS)
+	test -f $(ROWS)/dirty.jsonl || $(BIN)/python benchmarks/data/make_rows.py --texts $(DATA) --out $(ROWS)/dirty.jsonl
+	test -f $(ROWS)/clean.jsonl || $(BIN)/python benchmarks/data/make_rows.py --texts $(DATA) --out $(ROWS)/clean.jsonl --clean
+	$(BIN)/python benchmarks/data/compare.py --rows $(ROWS)/dirty.jsonl --clean $(ROWS)/clean.jsonl --peers $(PEERS_DATA)/bin/python
+	$(BIN)/python benchmarks/data/near_duplicates.py --data $(DATA) --peers $(PEERS_DATA)/bin/python
+
 clean:
-	rm -rf .venv $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,22 +18,28 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 @contextlib.contextmanager
-def create(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` when the block ends well, and vanishes when it does not."""
+def create(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends well, and vanishes when it does not.
+
+    Args:
+        flush: False for what can be made again and is held against its digest before it is used: it is not waited for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a failed write does not say of which file
         raise
-    flush_folder(path.parent)
+    if flush:
+        flush_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -61,6 +61,11 @@ def dependency_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in sorted(names)}
 
 
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_name() -> str:
     """The processor's model name as the system tells it, or its architecture."""
     info = Path("/proc/cpuinfo")

@@ -1,41 +1,28 @@
 """The rows of one piece of a source as columns, with what decides where each of them goes."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-from pyarrow import ipc
 
-from nexa_core import durable
 from nexa_core.config.data import Rows
 from nexa_core.config.quality import PrivateStep, QualityStep
-from nexa_data.makers import CanonicalRow, RowError
+from nexa_data.chunks import Chunk, Converter, chunks_of
+from nexa_data.contamination import find_contaminated
+from nexa_data.evaluation_sets import EvaluationSet
+from nexa_data.makers import RowError
+from nexa_data.minhash import band_keys, signatures
 from nexa_data.quality import looked_at, open_step
 from nexa_data.quality.private import masker
-from nexa_data.rows import SCHEMAS, Canonical, canonical
-from nexa_data.sources.raw import BadRow, RawRow, Row, excerpt
-from nexa_data.split import position_of
+from nexa_data.rows import SCHEMAS
+from nexa_data.sources.raw import BadRow, ExcerptsAt, RawRow, Row, excerpt
+from nexa_data.split import positions_of
 
 BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 2**20
 FLOAT_BYTES = 4
-SCORE = "nexa.score."
-
-_PLACES = pyarrow.schema(
-    [
-        pyarrow.field("nexa.id", pyarrow.uint64()),
-        pyarrow.field("nexa.position", pyarrow.uint64()),
-        pyarrow.field("nexa.size", pyarrow.int64()),
-        pyarrow.field("nexa.number", pyarrow.int64()),
-        pyarrow.field("nexa.line", pyarrow.int64()),
-        pyarrow.field("nexa.offset", pyarrow.int64()),
-        pyarrow.field("nexa.excerpt", pyarrow.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -48,15 +35,16 @@ class Making:
     num_features: int | None = None
     """Of each row of features, once the first one has decided it."""
     quality: tuple[QualityStep, ...] = ()
+    has_keys: bool = False
+    """Whether each row gets the keys by which near duplicates are found."""
+    evaluation: EvaluationSet | None = None
+    """Whose texts rows are searched for."""
 
     @property
     def masked(self) -> tuple[str, ...]:
         """The kinds of private data that are blanked before anything else is done."""
         steps = [step for step in self.quality if isinstance(step, PrivateStep) and step.action == "mask"]
         return tuple(sorted({kind for step in steps for kind in step.kinds}))
-
-    def converter(self) -> Canonical:
-        return canonical(self.rows, num_features=self.num_features)
 
 
 class Bad(NamedTuple):
@@ -65,6 +53,17 @@ class Bad(NamedTuple):
     number: int
     step: str
     row: BadRow
+
+
+class Overlap(NamedTuple):
+    """What a row, the `row`-th of its batch, has in common with evaluation texts."""
+
+    row: int
+    evaluation_ids: tuple[str, ...]
+    """Of all evaluation texts that it repeats; the one that it covers most comes first."""
+    coverage: float
+    text: str
+    """The longest piece of text that both have."""
 
 
 @dataclass(frozen=True)
@@ -88,52 +87,42 @@ class Batch:
     num_read: int
     labels: frozenset[str]
     num_features: int | None
-    excerpt_of: Callable[[int], str]
-    """The beginning of the source's row that the given row was made of."""
+    excerpts_of: Callable[[Sequence[int]], list[str]]
+    """The beginnings of the source's rows that the given rows were made of."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the quality steps measured, by `score_name`."""
+    keys: np.ndarray | None = None
+    """uint64 (rows, 14), as `minhash.band_keys` gives them; None where nobody asked for them."""
+    overlaps: Sequence[Overlap] = ()
+    """Of the rows that an evaluation set has texts of."""
 
 
-@dataclass
-class _Growing:
-    """A batch that is being filled."""
+def make_batches(rows: Iterator[Row], making: Making, excerpts_at: ExcerptsAt | None = None) -> Iterator[Batch]:
+    """Every row of a piece, good in the columns of its schema or bad with its reason.
 
-    rows: list[CanonicalRow] = field(default_factory=list)
-    raw: list[RawRow] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    scores: list[list[float]] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
-    size_bytes: int = 0
+    Args:
+        excerpts_at: reads the beginnings of rows again; without it they are shown as what was read of them.
+    """
+    close = _Closing(making, excerpts_at)
+    convert = Converter(making.rows, making.num_features)
+    made, bad, num_read, size_bytes = Chunk(), list[Bad](), 0, 0
+    for taken in chunks_of(_masked(rows, making.masked)):
+        num_read += len(taken)
+        bad += [Bad(number, "read", row) for number, row in taken if isinstance(row, BadRow)]
+        chunk = convert([(number, row) for number, row in taken if isinstance(row, RawRow)])
+        bad += [_not_canonical(*error) for error in chunk.errors]
+        made.extend(chunk)
+        size_bytes += sum(chunk.sizes)
+        if len(made.ids) >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
+            yield close(made, bad, num_read)
+            made, bad, num_read, size_bytes = Chunk(), [], 0, 0
+    if num_read:
+        yield close(made, bad, num_read)
 
 
-def make_batches(rows: Iterator[Row], making: Making) -> Iterator[Batch]:
-    """Every row of a piece, good in the columns of its schema or bad with its reason."""
-    convert, measure = making.converter(), Measuring(making)
-    schema, salt = SCHEMAS[making.rows.name], making.salt
-    growing, began = _Growing(), 0
-    number = -1
-    for number, raw in enumerate(_masked(rows, making.masked)):
-        if isinstance(raw, BadRow):
-            growing.bad.append(Bad(number, "read", raw))
-            continue
-        try:
-            row = convert(raw.values)
-        except RowError as error:
-            left_out = BadRow(raw.file, raw.line, error.reason, excerpt(raw.values), error.detail, raw.offset)
-            growing.bad.append(Bad(number, "normalise", left_out))
-            continue
-        growing.rows.append(row)
-        growing.raw.append(raw)
-        growing.numbers.append(number)
-        growing.positions.append(0 if salt is None else position_of(row.input, salt))
-        growing.scores.append(measure(row.columns) if measure.names else [])
-        growing.size_bytes += row.size_bytes
-        if len(growing.rows) >= BATCH_ROWS or growing.size_bytes >= BATCH_BYTES:
-            yield _close(growing, schema, measure.names, number + 1 - began)
-            growing, began = _Growing(), number + 1
-    if number + 1 > began:
-        yield _close(growing, schema, measure.names, number + 1 - began)
+def _not_canonical(number: int, raw: RawRow, error: RowError) -> Bad:
+    row = BadRow(raw.file, raw.line, error.reason, excerpt(raw.values), error.detail, raw.offset)
+    return Bad(number, "normalise", row)
 
 
 class Measuring:
@@ -165,100 +154,66 @@ def _masked(rows: Iterator[Row], kinds: Sequence[str]) -> Iterator[Row]:
     )
 
 
-def _close(growing: _Growing, schema: pyarrow.Schema, score_names: Sequence[str], num_read: int) -> Batch:
-    rows, raw = growing.rows, growing.raw
-    row_ids = [row.row_id for row in rows]
-    made = [row.columns for row in rows]
-    columns = [
-        pyarrow.array(row_ids if name == "row_id" else [columns[name] for columns in made], kind)
-        for name, kind in zip(schema.names, schema.types, strict=True)
-    ]
-    num_features = len(rows[0].input) // FLOAT_BYTES if rows and "features" in schema.names else None
-    return Batch(
-        table=pyarrow.Table.from_arrays(columns, schema=schema),
-        ids=np.frombuffer(bytes.fromhex("".join(row_ids)), dtype=">u8").astype(np.uint64),
-        positions=np.array(growing.positions, dtype=np.uint64),
-        sizes=np.array([row.size_bytes for row in rows], dtype=np.int64),
-        numbers=np.array(growing.numbers, dtype=np.int64),
-        lines=np.array([each.line for each in raw], dtype=np.int64),
-        offsets=np.array([-1 if each.offset is None else each.offset for each in raw], dtype=np.int64),
-        bad=growing.bad,
-        num_read=num_read,
-        labels=frozenset([row.label for row in rows if row.label is not None]),
-        num_features=num_features,
-        excerpt_of=lambda index: excerpt(raw[index].values),
-        scores=dict(zip(score_names, _columns_of(growing.scores, len(score_names)), strict=True)),
-    )
+class _Closing:
+    """Makes batches of what was read."""
+
+    def __init__(self, making: Making, excerpts_at: ExcerptsAt | None):
+        self._making, self._excerpts_at = making, excerpts_at
+        self._measure = Measuring(making)
+
+    def __call__(self, made: Chunk, bad: list[Bad], num_read: int) -> Batch:
+        making, schema, raw = self._making, SCHEMAS[self._making.rows.name], made.raw
+        ids = np.frombuffer(b"".join(made.ids), dtype=">u8").astype(np.uint64)
+        columns = {"row_id": list(map(bytes.hex, made.ids)), **made.columns}
+        table = pyarrow.Table.from_arrays(
+            [_column(columns.get(field.name, []), field.type) for field in schema], schema=schema
+        )
+        offsets = np.array([-1 if each.offset is None else each.offset for each in raw], dtype=np.int64)
+        num_features = len(made.inputs[0]) // FLOAT_BYTES if made.inputs and "features" in schema.names else None
+        return Batch(
+            table=table,
+            ids=ids,
+            positions=positions_of(made.inputs, making.salt),
+            sizes=np.array(made.sizes, dtype=np.int64),
+            numbers=np.array(made.numbers, dtype=np.int64),
+            lines=np.array([each.line for each in raw], dtype=np.int64),
+            offsets=offsets,
+            bad=sorted(bad, key=lambda each: each.number),
+            num_read=num_read,
+            labels=frozenset(map(bytes.decode, made.columns.get("label", []))),
+            num_features=num_features,
+            excerpts_of=self._excerpts(raw, offsets),
+            **self._looked_for(table),
+        )
+
+    def _excerpts(self, raw: Sequence[RawRow], offsets: np.ndarray) -> Callable[[Sequence[int]], list[str]]:
+        excerpts_at = self._excerpts_at
+        if excerpts_at is None:
+            return lambda rows: [excerpt(raw[row].values) for row in rows]
+        return lambda rows: list(excerpts_at(offsets[rows].tolist()))
+
+    def _looked_for(self, table: pyarrow.Table) -> dict[str, Any]:
+        """The scores, keys and overlaps of a batch, where they are asked for."""
+        making = self._making
+        if not self._measure.names and not making.has_keys and making.evaluation is None:
+            return {}
+        rows = table.to_pylist()
+        scores = _columns_of([self._measure(columns) for columns in rows], len(self._measure.names))
+        texts = list(map(looked_at(making.rows.name, "all"), rows))
+        keys = band_keys(signatures(texts)) if making.has_keys else None
+        found = () if making.evaluation is None else find_contaminated(making.evaluation.index(), texts)
+        overlaps = [
+            Overlap(each.row, each.evaluation_ids, each.coverage, max((span.text for span in each.spans), key=len))
+            for each in found
+        ]
+        return {"scores": dict(zip(self._measure.names, scores, strict=True)), "keys": keys, "overlaps": overlaps}
+
+
+def _column(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
+    if kind == pyarrow.string() and not (values and isinstance(values[0], str)):
+        return pyarrow.array(values, pyarrow.binary()).view(kind)  # they are UTF-8 already
+    return pyarrow.array(values, kind)
 
 
 def _columns_of(scores: Sequence[Sequence[float]], count: int) -> np.ndarray:
     return np.array(scores, dtype=np.float64).reshape(len(scores), count).T
-
-
-def write_batches(path: Path, batches: Iterator[Batch], *, with_excerpts: bool) -> None:
-    """Batches as an Arrow file, each with its bad rows beside it.
-
-    Args:
-        with_excerpts: whether rows cannot be read again where they begin, so that what is shown of them is kept.
-    """
-    writer = None
-    with durable.create(path) as file:
-        for batch in batches:
-            count = len(batch.ids)
-            shown = [batch.excerpt_of(index) for index in range(count)] if with_excerpts else [None] * count
-            scores = [pyarrow.field(f"{SCORE}{name}", pyarrow.float64()) for name in batch.scores]
-            own = (batch.ids, batch.positions, batch.sizes, batch.numbers, batch.lines, batch.offsets, shown)
-            places = [pyarrow.array(values, kind) for values, kind in zip(own, _PLACES.types, strict=True)]
-            schema = pyarrow.schema([*batch.table.schema, *_PLACES, *scores])
-            columns = [column.combine_chunks() for column in batch.table.columns]
-            record = pyarrow.RecordBatch.from_arrays(
-                [*columns, *places, *map(pyarrow.array, batch.scores.values())], schema=schema
-            )
-            about = {
-                "bad": [[number, step, *row] for number, step, row in batch.bad],
-                "num_read": batch.num_read,
-                "labels": sorted(batch.labels),
-                "num_features": batch.num_features,
-            }
-            if writer is None:
-                writer = ipc.new_file(file, schema)
-            writer.write_batch(record, custom_metadata={"about": json.dumps(about)})
-        if writer is not None:
-            writer.close()
-
-
-def read_batches(path: Path, excerpt_at: Callable[[int], str] | None) -> Iterator[Batch]:
-    """The batches of `write_batches`.
-
-    Args:
-        excerpt_at: reads the beginning of the row at an offset again; None where the file has kept it.
-    """
-    if path.stat().st_size == 0:
-        return
-    with pyarrow.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
-        for index in range(file.num_record_batches):
-            record, metadata = file.get_batch_with_custom_metadata(index)
-            yield _batch_of(pyarrow.Table.from_batches([record]), json.loads(metadata["about"]), excerpt_at)
-
-
-def _batch_of(table: pyarrow.Table, about: dict[str, Any], excerpt_at: Callable[[int], str] | None) -> Batch:
-    ids, positions, sizes, numbers, lines, offsets = (
-        table[name].to_numpy() for name in _PLACES.names if name != "nexa.excerpt"
-    )
-    excerpts = table["nexa.excerpt"]
-    scores = [name for name in table.column_names if name.startswith(SCORE)]
-    return Batch(
-        table=table.drop_columns([*_PLACES.names, *scores]),
-        ids=ids,
-        positions=positions,
-        sizes=sizes,
-        numbers=numbers,
-        lines=lines,
-        offsets=offsets,
-        bad=[Bad(number, step, BadRow(*row)) for number, step, *row in about["bad"]],
-        num_read=about["num_read"],
-        labels=frozenset(about["labels"]),
-        num_features=about["num_features"],
-        excerpt_of=(lambda row: excerpts[row].as_py()) if excerpt_at is None else lambda row: excerpt_at(offsets[row]),
-        scores={name.removeprefix(SCORE): table[name].to_numpy() for name in scores},
-    )

@@ -83,9 +83,24 @@ class Dataset:
         Raises:
             UserError: there is no such split, or a file of it is missing or changed.
         """
-        records = [self._record(each) for each in self.splits_of(split)]
-        paths = [self._checked(record) for record in records]
+        paths = self.check_split(split)
         return pyarrow.concat_tables([parquet.ParquetFile(path, memory_map=True).read() for path in paths])
+
+    def check_split(self, split: str) -> list[Path]:
+        """The files of a split, once their digests have shown that they are those which were prepared.
+
+        Raises:
+            UserError: there is no such split, or a file of it is missing or changed.
+        """
+        return [self._checked(self._record(each)) for each in self.splits_of(split)]
+
+    def check_file(self, name: str) -> Path:
+        """The path of what lies beside the rows, "scores" or "overlaps", of a dataset that has it.
+
+        Raises:
+            UserError: it is missing or changed.
+        """
+        return self._checked(self.manifest[name])
 
     def split_path(self, split: str) -> Path:
         return self.layout.absolute(self._record(split)["path"])

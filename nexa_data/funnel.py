@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet as parquet
 
 from nexa_core.config.data import DatasetConfig
 from nexa_core.config.documents import Document
 from nexa_core.config.load import parse_config
 from nexa_core.errors import UserError
-from nexa_data import manifests
 from nexa_data.batches import score_name
 from nexa_data.datasets import Dataset
+from nexa_data.judge import DECONTAMINATE, NEAR_DUPLICATES, REPEATS
 from nexa_data.quality import open_step, step_names
 
 MAX_EXAMPLE_CHARS = 160
+NO_NEAR_DUPLICATES = "near duplicates are not counted here: which rows are near ones depends on those that are left"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Funnel:
     changed: tuple[str, ...]
     """The limits that differ from those that the dataset was made with; the rows on disk are still those."""
     stages: tuple[Stage, ...]
+    note: str = ""
+    """What cannot be told of these limits."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,6 +62,7 @@ class Funnel:
             lines.append(f"  {stage.name:<16} {stage.rows_in:>12,} {removed:>12,} {share:>8.2%}")
             lines += [f"    {count:>12,}x {reason}" for reason, count in stage.reasons.items()]
             lines += [f"      {each.file}:{each.line}: {each.text}" for each in stage.examples]
+        lines += [f"  {self.note}"] if self.note else []
         return "\n".join(lines)
 
 
@@ -80,11 +85,16 @@ def show_funnel(dataset: Dataset, *, overrides: Sequence[str] = (), num_examples
     scores = _read_scores(dataset)
     before = [_recorded(step) for step in manifest["steps"] if step["name"] in ("read", "normalise")]
     stages, is_kept = _judge(config, scores, _Texts(dataset), num_examples)
+    if config.decontaminate is not None:
+        stages.append(_decontaminated(dataset, config, scores, is_kept))
     is_first = _first_of_each(scores["row_id"], is_kept) if config.drop_duplicates else is_kept
     num_kept, num_distinct = int(is_kept.sum()), int((is_kept & is_first).sum())
     repeated = {"duplicate": num_kept - num_distinct} if num_kept > num_distinct else {}
-    last = Stage("deduplicate", num_kept, num_distinct, repeated)
-    return Funnel(dataset.key, tuple(overrides), (*before, *stages, last))
+    stages.append(Stage("deduplicate", num_kept, num_distinct, repeated))
+    if overrides and config.near_duplicates is not None:
+        return Funnel(dataset.key, tuple(overrides), (*before, *stages), NO_NEAR_DUPLICATES)
+    after = [_recorded(step) for step in manifest["steps"] if step["name"] == NEAR_DUPLICATES]
+    return Funnel(dataset.key, tuple(overrides), (*before, *stages, *after))
 
 
 def _recorded(step: Mapping[str, Any]) -> Stage:
@@ -110,10 +120,7 @@ def _with_overrides(dataset: Dataset, overrides: Sequence[str]) -> DatasetConfig
 
 
 def _read_scores(dataset: Dataset) -> pyarrow.Table:
-    record = dataset.manifest["scores"]
-    if problem := manifests.damage(dataset.layout, record):
-        raise UserError(f"Dataset {dataset.key}: {problem}. Prepare it again.")
-    return parquet.read_table(dataset.layout.absolute(record["path"]))
+    return parquet.read_table(dataset.check_file("scores"))
 
 
 def _judge(
@@ -141,6 +148,18 @@ def _judge(
             )
         )
     return stages, is_kept
+
+
+def _decontaminated(dataset: Dataset, config: DatasetConfig, scores: pyarrow.Table, is_kept: np.ndarray) -> Stage:
+    """The stage of the rows that repeat evaluation texts; takes those that it leaves out from `is_kept`."""
+    assert config.decontaminate is not None
+    rows_in = int(is_kept.sum())
+    if config.decontaminate.action == "remove":
+        path = dataset.check_file("overlaps")
+        overlaps = parquet.read_table(path, columns=["row_id"])["row_id"].combine_chunks()
+        is_kept &= ~pyarrow.compute.is_in(scores["row_id"], overlaps).to_numpy()
+    removed = rows_in - int(is_kept.sum())
+    return Stage(DECONTAMINATE, rows_in, rows_in - removed, {REPEATS: removed} if removed else {})
 
 
 def _first_of_each(row_ids: pyarrow.ChunkedArray, is_kept: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy
 
-ROW_ID_CHARS = 16
+ID_BYTES = 8
+ROW_ID_CHARS = 2 * ID_BYTES
 
 
 def content_id(columns: Mapping[str, Any]) -> tuple[str, int]:
@@ -16,14 +17,19 @@ def content_id(columns: Mapping[str, Any]) -> tuple[str, int]:
     `extra_json` are no part of it.
     """
     parts: list[bytes] = []
-    size_bytes = len(columns.get("extra_json") or "")
+    size_bytes = len((columns.get("extra_json") or "").encode("utf-8"))
     for name, value in columns.items():
         if value is None or name == "extra_json" or name == "row_id":
             continue
         data = value.encode("utf-8") if type(value) is str else bytes_of(value)
         size_bytes += len(data)
-        parts += (b"%s %d " % (name.encode(), len(data)), data)
+        parts.append(framed(name, data))
     return hashlib.sha256(b"".join(parts)).hexdigest()[:ROW_ID_CHARS], size_bytes
+
+
+def framed(name: str, data: bytes) -> bytes:
+    """A column's bytes with its name and their number before them, so that no two rows are spelt alike."""
+    return b"%b %d %b" % (name.encode(), len(data), data)
 
 
 def shown_of(kind: str, columns: Mapping[str, Any]) -> bytes:

@@ -52,7 +52,9 @@ def training_splits(manifest: Manifest) -> tuple[str, ...]:
 def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     """The record of each file that belongs to a dataset."""
     yield from manifest["splits"].values()
-    yield from (manifest[name] for name in ("tokenizer", "rejects", "scores") if manifest.get(name) is not None)
+    yield from (
+        manifest[name] for name in ("tokenizer", "rejects", "scores", "overlaps") if manifest.get(name) is not None
+    )
     if manifest.get("sequences") is not None:
         yield from manifest["sequences"]["shards"].values()
 
@@ -74,7 +76,8 @@ def differences(manifest: Manifest, config: Mapping[str, Any], origins: list[dic
     then, now = _flat(manifest["config"]), _flat(config)
     keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     changed = [f"{key} was {json.dumps(then.get(key))} and is {json.dumps(now.get(key))}" for key in keys]
-    old, new = ({origin["file"]: origin["sha256"] for origin in each} for each in (manifest["sources"], origins))
+    recorded = [*manifest["sources"], *manifest.get("evaluation_sets", [])]
+    old, new = ({origin["file"]: origin["sha256"] for origin in each} for each in (recorded, origins))
     changed += [f"{file} is new" for file in sorted(new.keys() - old.keys())]
     changed += [f"{file} is gone" for file in sorted(old.keys() - new.keys())]
     changed += [f"{file} has other content" for file in sorted(old.keys() & new.keys()) if old[file] != new[file]]

@@ -1,6 +1,6 @@
-"""A source's pieces made canonical: here one after the other, or, of a large source, by several processes at once.
+"""A source's pieces made canonical: here one after the other, or, of a large source, by all cores or machines at once.
 
-What a process has made of a piece is kept under a digest of everything that decided it, so that a source of which one file
+What was made of a piece is kept under a digest of everything that decided it, so that a source of which one file
 has changed is only read anew where it has.
 """
 
@@ -8,8 +8,11 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -18,13 +21,15 @@ from typing import Any
 from nexa_core import digests, durable
 from nexa_core.config.data import DatasetConfig, TeacherInputsOutput
 from nexa_data import manifests
-from nexa_data.batches import Batch, Making, make_batches, read_batches, write_batches
+from nexa_data.batch_files import read_batches, write_batches
+from nexa_data.batches import Batch, Making, make_batches
+from nexa_data.engines import Made, Means, make_all
+from nexa_data.evaluation_sets import EvaluationSet
 from nexa_data.sources import Source
-from nexa_data.sources.raw import Piece
+from nexa_data.sources.raw import ExcerptsAt, Piece
 
 PARALLEL_FROM_BYTES = 48 * 2**20
 """A smaller source is read by this process: others take half a second to begin."""
-PIECES_AHEAD = 2  # for each process
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Part:
     """The rows of one piece of a source."""
 
     piece: Piece
-    batches: Iterator[Batch]
+    batches: Iterable[Batch]
+    """Once only, where the piece is being read with them."""
     num_lines: int | None
     """None until the batches are read, where the piece is being read with them."""
 
@@ -46,34 +52,59 @@ class Part:
         return self.piece.num_lines if self.num_lines is None else self.num_lines
 
 
-def make_parts(source: Source, config: DatasetConfig, folder: Path) -> Iterator[Part]:
+@dataclass(frozen=True)
+class _Kept:
+    """The batches of a piece in the file that they were written to; may be read again and again."""
+
+    path: Path
+    excerpts_at: ExcerptsAt | None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return read_batches(self.path, self.excerpts_at)
+
+
+def make_parts(
+    source: Source,
+    config: DatasetConfig,
+    folder: Path,
+    *,
+    means: Means,
+    evaluation: EvaluationSet | None = None,
+    again: bool = False,
+) -> Iterator[Part]:
     """The parts of a source in its order.
 
     Args:
-        folder: where what other processes have made is kept until the source's next version.
+        folder: where what was made of pieces is kept until the source's next version.
+        evaluation: whose texts rows are searched for.
+        again: whether batches will be read more than once.
 
     Raises:
-        RuntimeError: one of them was killed.
+        RuntimeError: a process that made one of them was killed.
     """
     pieces = source.pieces()
     salt = None if isinstance(config.output, TeacherInputsOutput) else config.output.salt
-    making = Making(config.rows, salt, quality=config.quality)
-    if len(pieces) == 1 or sum(piece.size_bytes for piece in pieces) < PARALLEL_FROM_BYTES:
+    making = Making(config.rows, salt, quality=config.quality, has_keys=again, evaluation=evaluation)
+    is_small = len(pieces) == 1 or sum(piece.size_bytes for piece in pieces) < PARALLEL_FROM_BYTES
+    if is_small and not again:
         yield from _make_here(pieces, making)
         return
     if config.rows.name == "features":  # the first row says for all how many numbers a row has
         making = replace(making, num_features=_num_features(pieces, making))
-    used: set[Path] = set()
-    for part, path in _make_elsewhere(pieces, making, folder):
+    make = partial(_make_part, making=making, folder=folder)
+    made = map(make, pieces) if is_small else make_all(make, pieces, means)
+    began, used = time.time(), set[Path]()
+    for piece, (path, num_lines) in zip(pieces, made, strict=True):
         used |= {path, _facts_of(path)}
-        yield part
-    for left_over in set(folder.iterdir()) - used:
-        durable.remove(left_over)
+        yield Part(piece, _Kept(path, piece.excerpts_at if _can_reread(piece, making) else None), num_lines)
+    for file in set(folder.iterdir()) - used:
+        if file.stat().st_mtime < began:  # another version that is being made uses it too
+            durable.remove(file)
 
 
 def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
     for piece in pieces:
-        batches = make_batches(piece.rows(), making)
+        batches = make_batches(piece.rows(), making, piece.excerpts_at if _can_reread(piece, making) else None)
         first = next(batches, None)
         if first is None:
             yield Part(piece, iter(()), None)
@@ -87,35 +118,17 @@ def _num_features(pieces: list[Piece], making: Making) -> int | None:
     return next(filter(None, found), None)
 
 
-def _make_elsewhere(pieces: list[Piece], making: Making, folder: Path) -> Iterator[tuple[Part, Path]]:
-    from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    at_work = Parallel(_num_processes(), return_as="generator", pre_dispatch=f"{PIECES_AHEAD} * n_jobs", batch_size=1)
-    try:
-        made = at_work(delayed(_make_part)(piece, making, folder) for piece in pieces)
-        for piece, (path, num_lines) in zip(pieces, made, strict=True):
-            yield (
-                Part(piece, read_batches(path, piece.excerpt_at if _can_reread(piece, making) else None), num_lines),
-                path,
-            )
-    except TerminatedWorkerError:
-        raise RuntimeError(
-            "A process that reads rows was killed, most often because the memory was full. The same command goes on "
-            "where it was."
-        ) from None
-
-
-def _num_processes() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _make_part(piece: Piece, making: Making, folder: Path) -> tuple[Path, int]:
-    """In a process of its own: the file of a piece's rows, made where it does not stand whole, and its number of lines."""
-    path = folder / f"{_key(piece, making)}.arrow"
-    facts = _read_facts(path)
+def _make_part(piece: Piece, making: Making, folder: Path) -> Made:
+    """The file of a piece's rows, made where it does not stand whole, and its number of lines."""
+    piece = copy(piece)  # which holds its bytes while it is read
+    digest = piece.digest()
+    path = folder / f"{_key(piece, digest, making)}.arrow"
+    facts = None if digest is None else _read_facts(path)
     can_reread = _can_reread(piece, making)
-    if facts is None:
+    if facts is not None:
+        for used in (path, _facts_of(path)):
+            os.utime(used)
+    else:
         with collector_paused():
             write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
         facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
@@ -137,22 +150,24 @@ def collector_paused() -> Iterator[None]:
 
 def _can_reread(piece: Piece, making: Making) -> bool:
     """Whether what is shown of a row may be read again from the source; what is masked there is not."""
-    return piece.excerpt_at is not None and not making.masked
+    return piece.excerpts_at is not None and not making.masked
 
 
-def _key(piece: Piece, making: Making) -> str:
+def _key(piece: Piece, digest: str | None, making: Making) -> str:
     """The digest of all that decides what is made of a piece."""
     return digests.of_value(
         {
-            "bytes": piece.digest(),
+            "bytes": digest,
             "file": piece.file,
             "begin": piece.begin_bytes,
             "rows": making.rows.resolved(),
             "salt": making.salt,
             "num_features": making.num_features,
             "measures": [step.measures() for step in making.quality],
+            "has_keys": making.has_keys,
+            "evaluation": making.evaluation and making.evaluation.decides(),
             "code": manifests.code_digest(),
-            "libraries": {name: metadata.version(name) for name in ("orjson", "py3langid", "pyarrow")},
+            "libraries": {name: metadata.version(name) for name in ("numpy", "orjson", "py3langid", "pyarrow")},
         }
     )
 

@@ -52,6 +52,10 @@ class Places:
         return self.folder / "scores" / f"{self.config.key}.parquet"
 
     @property
+    def overlaps(self) -> Path:
+        return self.folder / "overlaps" / f"{self.config.key}.parquet"
+
+    @property
     def rejects(self) -> Path:
         return self.folder / "rejects" / f"{self.config.key}.jsonl"
 
@@ -62,5 +66,5 @@ class Places:
 
     @property
     def parts(self) -> Path:
-        """What was made of a large source's pieces, for when a part of it changes; safe to delete."""
-        return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.key}"
+        """What was made of a source's pieces, for when a part of it changes, in this version or the next; safe to delete."""
+        return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.name}"

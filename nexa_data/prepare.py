@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,8 +14,14 @@ from nexa_core.config.data import DataConfig, DatasetConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
-from nexa_data.flow import Census, fill
-from nexa_data.parts import collector_paused, make_parts
+from nexa_data.engines import Means
+from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
+from nexa_data.flow import Beside, fill
+from nexa_data.judge import DECONTAMINATE, NEAR_DUPLICATES
+from nexa_data.listing import Census
+from nexa_data.near_rows import NO_NEAR_ROWS, find_near_rows
+from nexa_data.overlaps import OverlapTable
+from nexa_data.parts import Part, collector_paused, make_parts
 from nexa_data.places import Places
 from nexa_data.quality import step_names
 from nexa_data.quality.scores import ScoreTable
@@ -30,6 +36,9 @@ from nexa_data.tokens import make_sequences, make_tokenizer, tokenizer_origins
 logger = logging.getLogger(__name__)
 
 NUM_SPLITS_SHOWN = 3
+DEFAULT_MEANS = Means()
+LIBRARIES = ("numpy", "orjson", "py3langid", "pyarrow", "tokenizers")
+"""Those that decide a dataset's bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,40 @@ def prepare(config: DataConfig, layout: Layout, *, replace: bool = False) -> lis
         UserError: a dataset of that name and version was made of something else, or the settings do not fit the source.
         GateError: too many rows are bad, or none are left to train on; the rejects file says which and why.
     """
-    return [prepare_dataset(dataset, layout, replace=replace) for dataset in config.datasets]
+    means = Means(config.engine, config.memory_limit_bytes)
+    return [prepare_dataset(dataset, layout, means=means, replace=replace) for dataset in config.datasets]
 
 
-def prepare_dataset(config: DatasetConfig, layout: Layout, *, replace: bool = False) -> Prepared:
+@dataclass(frozen=True)
+class _Origin:
+    """What a dataset is made of: its source, a tokenizer's file, and the evaluation sets that decide which rows stay out."""
+
+    places: Places
+    source: Source
+    evaluation: EvaluationSet | None
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Refuses a file that has changed since it was opened."""
+        return self.source.origins() + self.tokenizers()
+
+    def tokenizers(self) -> list[dict[str, Any]]:
+        """Refuses a tokenizer that does not fit what it is for."""
+        return tokenizer_origins(self.places.config, self.places.layout)
+
+    def evaluation_sets(self) -> list[dict[str, Any]]:
+        return [] if self.evaluation is None else self.evaluation.facts()
+
+
+def prepare_dataset(
+    config: DatasetConfig, layout: Layout, *, means: Means = DEFAULT_MEANS, replace: bool = False
+) -> Prepared:
     """`prepare` for one dataset."""
     places = Places(layout, config)
-    source = open_source(config.source, layout)
+    evaluation = None if config.decontaminate is None else open_evaluation_set(config.decontaminate, layout)
+    origin = _Origin(places, open_source(config.source, layout), evaluation)
     standing = manifests.read_manifest(places.manifest)
-    if standing is not None and _still_stands(standing, places, source, replace=replace):
+    if standing is not None and _still_stands(standing, places, origin, replace=replace):
+        _name_in_evaluation_sets(origin, places, standing)
         return Prepared(places.manifest, standing, is_new=False)
     others = _owners_of_shards(places)
     if others and not replace:
@@ -80,12 +114,12 @@ def prepare_dataset(config: DatasetConfig, layout: Layout, *, replace: bool = Fa
         folder = layout.relative(places.shard("001").parent)
         raise UserError(f"{config.key}: {folder} holds the shards of {names}. Pass --replace to give them up.")
     own = [] if standing is None else [(places.manifest, standing)]
-    return _make(places, source, own + others)
+    return _make(places, origin, own + others, means)
 
 
-def _still_stands(standing: manifests.Manifest, places: Places, source: Source, *, replace: bool) -> bool:
+def _still_stands(standing: manifests.Manifest, places: Places, origin: _Origin, *, replace: bool) -> bool:
     """Whether the dataset that exists is the one that is asked for, whole, so that there is nothing to do."""
-    key, origins, config = places.config.key, _origins(places, source), places.config.resolved()
+    key, origins, config = places.config.key, origin.sources() + origin.evaluation_sets(), places.config.resolved()
     if changed := manifests.differences(standing, config, origins):
         if replace:
             return False
@@ -105,11 +139,6 @@ def _still_stands(standing: manifests.Manifest, places: Places, source: Source, 
     return True
 
 
-def _origins(places: Places, source: Source) -> list[dict[str, Any]]:
-    """Each file that the dataset is made of, with its digest."""
-    return source.origins() + tokenizer_origins(places.config, places.layout)
-
-
 def _owners_of_shards(places: Places) -> list[manifests.Stood]:
     """The other datasets whose pretraining shards have the names that this one's will have."""
     if places.config.output.name != "pretrain":
@@ -121,19 +150,22 @@ def _owners_of_shards(places: Places) -> list[manifests.Stood]:
     ]
 
 
-def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Prepared:
+def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], means: Means) -> Prepared:
     """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
     began = time.monotonic()
     config, layout = places.config, places.layout
-    tokenizer_origins(config, layout)  # refuses one that does not fit, before there is work to lose
+    origin.tokenizers()  # before there is work to lose
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack, collector_paused():
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
-        next(check_columns(source.rows(), config.rows), None)
-        scores = ScoreTable(stack, places.scores, config) if config.quality else None
-        census = fill(tables, rejects, make_parts(source, config, places.parts), config, scores=scores)
-        num_scored = None if scores is None else scores.close()
-        origins = _origins(places, source)  # refuses a file that has changed meanwhile
+        next(check_columns(origin.source.rows(), config.rows), None)
+        beside = Beside(
+            ScoreTable(stack, places.scores, config) if config.quality else None,
+            OverlapTable(stack, places.overlaps, config) if origin.evaluation is not None else None,
+        )
+        census = _fill(tables, rejects, places, origin, beside, means)
+        num_beside = beside.close()
+        sources = origin.sources()  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
@@ -143,12 +175,43 @@ def _make(places: Places, source: Source, standing: list[manifests.Stood]) -> Pr
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, origins, census, rejects, tables.num_rows, num_scored)
+    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside)
     _remove_left_over(layout, standing, manifest)
     durable.write_json(places.manifest, manifest)
+    _name_in_evaluation_sets(origin, places, manifest)
     prepared = Prepared(places.manifest, manifest, is_new=True)
     _report(prepared, time.monotonic() - began)
     return prepared
+
+
+def _fill(tables: Tables, rejects: Rejects, places: Places, origin: _Origin, beside: Beside, means: Means) -> Census:
+    """Read the source, twice where near duplicates are to be found first."""
+    config, near = places.config, NO_NEAR_ROWS
+    if origin.evaluation is not None and (too_short := origin.evaluation.index().too_short):
+        logger.warning(
+            "%s: %s evaluation texts are too short to be looked for (decontaminate.min_ngram_words), such as %s",
+            config.key, f"{len(too_short):,}", too_short[0],
+        )  # fmt: skip
+    looks_twice = config.near_duplicates is not None
+    parts: Iterable[Part] = make_parts(
+        origin.source, config, places.parts, means=means, evaluation=origin.evaluation, again=looks_twice
+    )
+    if looks_twice:
+        parts = list(parts)
+        near = find_near_rows(parts, config)
+    return fill(tables, rejects, parts, config, beside=beside, near=near)
+
+
+def _name_in_evaluation_sets(origin: _Origin, places: Places, manifest: manifests.Manifest) -> None:
+    """The manifests of the evaluation sets name the dataset, as its own names them."""
+    for member in () if origin.evaluation is None else origin.evaluation.members:
+        entry = {"category": places.category, "fingerprint": manifest["fingerprint"]}
+        standing = manifests.read_manifest(member.manifest_path)
+        assert standing is not None, "it was opened"
+        held_against = standing.get("held_against", {})
+        if held_against.get(places.config.key) != entry:
+            named = dict(sorted({**held_against, places.config.key: entry}.items()))
+            durable.write_json(member.manifest_path, {**standing, "held_against": named})
 
 
 def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:
@@ -163,20 +226,22 @@ def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest:
 
 def _describe(
     places: Places,
-    origins: list[dict[str, Any]],
+    sources: list[dict[str, Any]],
+    evaluation_sets: list[dict[str, Any]],
     census: Census,
     rejects: Rejects,
     num_rows: dict[str, int],
-    num_scored: int | None,
+    num_beside: Mapping[str, int],
 ) -> dict[str, Any]:
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
     resolved, code = config.resolved(), manifests.code_digest()
+    beside = {"scores": places.scores, "overlaps": places.overlaps}
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
     }
     training = [split for split in splits if split not in HELD_OUT]
-    tokenizer = make_tokenizer(places, training, origins)
+    tokenizer = make_tokenizer(places, training, sources)
     return {
         "format": manifests.FORMAT,
         "name": config.name,
@@ -187,17 +252,21 @@ def _describe(
         "labels": sorted(census.labels),
         "feature_shape": census.feature_shape,
         "splits": splits,
-        "sources": origins,
+        "sources": sources,
+        "evaluation_sets": evaluation_sets,
         "steps": _steps(config, census, rejects),
         "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
-        "scores": None if num_scored is None else manifests.describe_file(layout, places.scores, rows=num_scored),
+        **{
+            name: manifests.describe_file(layout, path, rows=num_beside[name]) if name in num_beside else None
+            for name, path in beside.items()
+        },
         "tokenizer": tokenizer,
         "sequences": make_sequences(places, training, tokenizer),
         "parents": [],
         "config": resolved,
-        "libraries": {name: metadata.version(name) for name in ("orjson", "py3langid", "pyarrow", "tokenizers")},
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "code": code,
-        "fingerprint": manifests.fingerprint(resolved, origins, code),
+        "fingerprint": manifests.fingerprint(resolved, sources + evaluation_sets, code),
     }
 
 
@@ -207,7 +276,9 @@ def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict
         "read": config.source.resolved(),
         "normalise": config.rows.resolved(),
         **{name: step.resolved() for name, step in zip(step_names(config), config.quality, strict=True)},
+        **({} if config.decontaminate is None else {DECONTAMINATE: config.decontaminate.resolved()}),
         "deduplicate": {"drop_duplicates": config.drop_duplicates},
+        **({} if config.near_duplicates is None else {NEAR_DUPLICATES: config.near_duplicates.resolved()}),
         "split": config.output.resolved(),
     }
     steps, rows_in = [], census.num_read

@@ -21,16 +21,15 @@ class Rejects:
         self._file, self._secrets = file, known_secrets()
         self.reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, step: str, row: BadRow) -> None:
+    def add(self, step: str, row: BadRow, *, kept: str = "") -> None:
+        """Write down a row that `step` leaves out.
+
+        Args:
+            kept: the id of the row that is kept in its place.
+        """
         self.reasons[step][row.reason] += 1
-        self._write(row, f"{row.reason}: {row.detail}" if row.detail else row.reason)
-
-    def add_duplicate(self, row: BadRow, row_id: str) -> None:
-        """Write down a repeated row, which is left out and is nothing bad."""
-        self.reasons["deduplicate"]["duplicate"] += 1
-        self._write(row, f"duplicate of {row_id}")
-
-    def _write(self, row: BadRow, reason: str) -> None:
+        reason = f"{row.reason} of {kept}" if kept else row.reason
+        reason = f"{reason}: {row.detail}" if row.detail else reason
         place = {"file": row.file, "line": row.line, "offset": row.offset}
         self._file.write(durable.json_line({**place, "reason": reason, "raw": row.raw}, self._secrets))
 

@@ -21,6 +21,7 @@ from nexa_core.manifest import Manifest, check_manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, create_run
 from nexa_data.datasets import Dataset, open_dataset
+from nexa_eval.clean_subset import Overlapping, find_overlapping, score_clean
 from nexa_models.checkpoint import Checkpoint, load_checkpoint, model_of
 from nexa_models.numerics import choose_device, describe_numerics, make_deterministic
 from nexa_models.predict import DivergedModel
@@ -47,6 +48,8 @@ class Assignment:
     config_path: Path | None
     """The file the config came from; None where it is the checkpoint's own."""
     dataset: Dataset
+    overlapping: Overlapping | None
+    """The rows of it that the model's training data repeats; None of the model's own dataset."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def assign(
     config = _config_for(checkpoint, checkpoint_path, config_path, overrides)
     dataset = open_dataset(layout, config.data.dataset, config.data.version)
     _check_dataset(checkpoint, dataset)
-    return Assignment(layout, real, digests.of_file(real), checkpoint, config, config_path, dataset)
+    overlapping = find_overlapping(checkpoint, dataset, config.evaluation.split)
+    return Assignment(layout, real, digests.of_file(real), checkpoint, config, config_path, dataset, overlapping)
 
 
 def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) -> EvaluationResult:
@@ -109,7 +113,10 @@ def carry_out(assignment: Assignment, *, now: Callable[[], datetime] = utc_now) 
         predictions, scores = score_split(model, checkpoint.spec, dataset, split, config.evaluation, device=device)
     except DivergedModel as error:
         raise DivergedModel(f"{assignment.checkpoint_path}: {error}") from None
-    described = describe_scores(scores, checkpoint.spec, dataset=dataset.key, split=split, step=checkpoint.step)
+    clean = None if assignment.overlapping is None else score_clean(predictions, checkpoint, assignment.overlapping)
+    described = describe_scores(
+        scores, checkpoint.spec, dataset=dataset.key, split=split, step=checkpoint.step, clean=clean
+    )
     run = create_run(assignment.layout, experiment=config.experiment, name=f"{config.name}_eval", now=now())
     durable.write_text(run.config, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
     numerics = describe_numerics(device)

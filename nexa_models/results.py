@@ -1,5 +1,7 @@
 """What a scored split leaves on disk: metrics.json, predictions.parquet and their copies among the evaluation data."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,35 @@ from nexa_models.scores import interval_text
 from nexa_models.spec import ModelSpec
 
 
-def describe_scores(scores: Scores, spec: ModelSpec, *, dataset: str, split: str, step: int) -> dict[str, Any]:
-    """What `metrics.json` holds: every metric with its interval; no run id and no time, so that equal runs agree."""
+@dataclass(frozen=True)
+class CleanSubset:
+    """What is known of the score without the rows that the training data repeats."""
+
+    training: str
+    """The dataset that the model learned from."""
+    num_overlapping: int | None
+    """Rows that it repeats; None where nobody has looked."""
+    scores: Scores | None
+    note: str
+
+    def as_json(self) -> dict[str, Any]:
+        metrics = {} if self.scores is None else self.scores.metrics
+        return {
+            "training_dataset": self.training,
+            "num_overlapping": self.num_overlapping,
+            "metrics": {name: metric.as_json() for name, metric in metrics.items()},
+            "note": self.note,
+        }
+
+
+def describe_scores(
+    scores: Scores, spec: ModelSpec, *, dataset: str, split: str, step: int, clean: CleanSubset | None = None
+) -> dict[str, Any]:
+    """What `metrics.json` holds: every metric with its interval; no run id and no time, so that equal runs agree.
+
+    Args:
+        clean: the scores of the clean subset, of a dataset that is not the model's own.
+    """
     described: dict[str, Any] = {
         "dataset": dataset,
         "split": split,
@@ -35,6 +64,8 @@ def describe_scores(scores: Scores, spec: ModelSpec, *, dataset: str, split: str
         }
     if scores.notes:
         described["notes"] = list(scores.notes)
+    if clean is not None:
+        described["clean_subset"] = clean.as_json()
     return described
 
 
@@ -91,11 +122,27 @@ def write_results(
 def metrics_text(described: dict[str, Any]) -> str:
     """A line for each metric of a `metrics.json`, with its interval and sample size."""
     lines = [f"{described['dataset']}, {described['split']} split, step {described['step']}"]
-    for name, metric in described["metrics"].items():
-        interval = interval_text(metric["low"], metric["high"])
-        lines.append(f"  {name:<20} {metric['value']:>12.4f}   95% interval {interval}, {metric['num_rows']} rows")
+    lines += _metric_lines(described["metrics"])
     lines += [f"  note: {note}" for note in described.get("notes", [])]
+    if (clean := described.get("clean_subset")) is not None:
+        lines += _clean_lines(clean)
     return "\n".join(lines)
+
+
+def _metric_lines(metrics: dict[str, Any]) -> Iterator[str]:
+    for name, metric in metrics.items():
+        interval = interval_text(metric["low"], metric["high"])
+        yield f"  {name:<20} {metric['value']:>12.4f}   95% interval {interval}, {metric['num_rows']} rows"
+
+
+def _clean_lines(clean: dict[str, Any]) -> Iterator[str]:
+    if clean["num_overlapping"] is None:
+        yield f"clean subset: unknown; {clean['note']}"
+    elif clean["num_overlapping"] == 0:
+        yield f"clean subset: all rows; none is repeated in the training rows of {clean['training_dataset']}"
+    else:
+        yield f"clean subset, without {clean['num_overlapping']} rows that training rows of {clean['training_dataset']} repeat"
+        yield from _metric_lines(clean["metrics"]) if clean["metrics"] else iter([f"  note: {clean['note']}"])
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from nexa_core.config import DataConfig, RunConfig
@@ -14,7 +13,7 @@ from nexa_core.config.documents import Document
 from nexa_core.config.load import parse_config
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
-from nexa_data.split import SPLITS, position_of, splits_of
+from nexa_data.split import SPLITS, positions_of, splits_of
 
 WORDS = [
     *("the", "a", "cat", "dog", "bird", "sees", "hears", "follows", "big", "small"),
@@ -137,5 +136,5 @@ def write_config(path: Path, config: RunConfig) -> Path:
 
 def split_of(shown: bytes, output: TrainingOutput | PretrainOutput) -> str:
     """The split of an input."""
-    position = np.array([position_of(shown, output.salt)], dtype=np.uint64)
+    position = positions_of([shown], output.salt)
     return SPLITS[splits_of(position, output)[0]]

@@ -129,7 +129,9 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             ],
         },
     ]
-    prepare(DataConfig.model_validate_json(json.dumps({"datasets": more})), layout, replace=True)
+    more[-1] |= {"near_duplicates": {"threshold": 0.9}, "decontaminate": {"against": ["pairs_v1"]}}
+    settings = {"datasets": more, "memory_limit": "2GiB"}
+    prepare(DataConfig.model_validate_json(json.dumps(settings)), layout, replace=True)
     for index, model in enumerate(MODELS):
         schedule = {**SCHEDULES[index % len(SCHEDULES)]}
         stopping = {"early_stopping": {"patience_epochs": 1}} if index == 0 else {}

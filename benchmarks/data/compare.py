@@ -25,6 +25,8 @@ from nexa_core.environment import cpu_name
 FOLDER = Path(__file__).parent
 CONTESTANTS = {
     "ours, dirty": ("ours.py", "rows"),
+    "ours, dirty, memory_limit 1GiB": ("ours.py", "rows", "memory_limit"),
+    "ours, dirty, near duplicates": ("ours.py", "rows", "near_duplicates"),
     "ours": ("ours.py", "clean"),
     "polars": ("peer_polars.py", "clean"),
     "hf datasets": ("peer_hf_datasets.py", "clean"),
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS))
     given = parser.parse_args()
-    names = given.only or [name for name, (script, _) in CONTESTANTS.items() if given.peers or script == "ours.py"]
+    names = given.only or [name for name, (script, *_) in CONTESTANTS.items() if given.peers or script == "ours.py"]
     load = os.getloadavg()[0]
     print(
         f"{cpu_name()}, {os.cpu_count()} cores, load {load:.1f} at the start; {datetime.now(UTC):%Y-%m-%d}", flush=True
@@ -48,9 +50,10 @@ def main() -> None:
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     for number in range(given.rounds):
         for name in names:
-            script, which = CONTESTANTS[name]
-            found[name].append(run(script, (given.rows if which == "rows" else given.clean).absolute(), given.peers))
-            print(f"round {number + 1}: {name:<12} {found[name][-1][0]:6.1f} s", flush=True)
+            script, which, *options = CONTESTANTS[name]
+            rows = (given.rows if which == "rows" else given.clean).absolute()
+            found[name].append(run(script, rows, options, given.peers))
+            print(f"round {number + 1}: {name:<31} {found[name][-1][0]:6.1f} s", flush=True)
     print("\n| contestant | seconds | range | peak memory |\n| --- | ---: | ---: | ---: |")
     for name, rounds in found.items():
         seconds = [one for one, _ in rounds]
@@ -60,12 +63,12 @@ def main() -> None:
         )
 
 
-def run(script: str, rows: Path, peers: Path | None) -> tuple[float, int]:
+def run(script: str, rows: Path, options: list[str], peers: Path | None) -> tuple[float, int]:
     """Seconds and peak bytes of one contestant, in a folder of its own."""
     python = sys.executable if script == "ours.py" else str(peers)
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        process = psutil.Popen([python, str(FOLDER / script), str(rows), scratch])
+        process = psutil.Popen([python, str(FOLDER / script), str(rows), scratch, *options])
         peak = 0
         while process.poll() is None:
             peak = max(peak, memory_of(process))

@@ -1,6 +1,6 @@
 """NexaCompute's own contestant: `prepare`, with its manifest, rejects and digests.
 
-python ours.py rows.jsonl folder
+python ours.py rows.jsonl folder [memory_limit] [near_duplicates]
 """
 
 import json
@@ -20,9 +20,14 @@ DATASET = {
 
 
 def main() -> None:
-    rows, folder = sys.argv[1:]
+    rows, folder, *options = sys.argv[1:]
     dataset = {**DATASET, "source": {"name": "files", "path": rows}}
-    (made,) = prepare(DataConfig.model_validate_json(json.dumps({"datasets": [dataset]})), Layout(Path(folder)))
+    if "near_duplicates" in options:
+        dataset["near_duplicates"] = {}
+    means = {"memory_limit": "1GiB"} if "memory_limit" in options else {}
+    (made,) = prepare(
+        DataConfig.model_validate_json(json.dumps({"datasets": [dataset], **means})), Layout(Path(folder))
+    )
     print(made.num_rows, made.num_rejected)
 
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from nexa_core.config.base import Settings
+from nexa_core.config.overlaps import Decontamination, NearDuplicates
 from nexa_core.config.quality import QualityStep
 
+LEAST_MEMORY_BYTES = 512 * 2**20
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -257,6 +259,10 @@ class DatasetConfig(Settings):
     output: Output
     quality: tuple[QualityStep, ...] = ()
     """Steps that rows go through, one after the other; a row that fails one is left out and is nothing bad."""
+    near_duplicates: NearDuplicates | None = None
+    """Whether rows whose texts are nearly equal are kept once only, over all splits together."""
+    decontaminate: Decontamination | None = None
+    """Which evaluation texts no row may repeat."""
     tokenizer: TokenizerConfig | None = None
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of rows that may be bad before the dataset is refused (exit 3)."""
@@ -276,8 +282,13 @@ class DatasetConfig(Settings):
             yield ("rows",), "pairs without `completion:` can only become `output: {name: teacher_inputs}`"
         if self.output.name == "pretrain" and (self.rows.name != "pairs" or self.rows.prompt is not None):
             yield ("rows",), "pretrain shards hold documents: `rows: {name: pairs, completion: <column>}`"
-        if self.quality and self.rows.name == "features":
-            yield ("quality",), "quality steps look at texts, and rows of features have none"
+        for key in ("quality", "near_duplicates", "decontaminate"):
+            if getattr(self, key) and self.rows.name == "features":
+                yield (key,), "it looks at texts, and rows of features have none"
+        if self.near_duplicates and not self.drop_duplicates:
+            yield ("near_duplicates",), "equal rows are the nearest; leave `drop_duplicates: false` out"
+        if self.decontaminate and self.key in self.decontaminate.against:
+            yield ("decontaminate", "against"), f"{self.key} is this dataset itself"
         for index, step in enumerate(self.quality):
             if step.of != "all" and self.rows.name not in ("pairs", "chat"):
                 yield ("quality", index, "of"), "only pairs and chats have sides"
@@ -299,8 +310,24 @@ class DataConfig(Settings):
     """The datasets that one `prepare` makes, in order."""
 
     datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
+    engine: Literal["local", "ray"] = "local"
+    """What reads large sources: the cores of this machine, or Ray Data on the cluster of `RAY_ADDRESS` (of this machine without
+    it), whose machines share the laboratory's folder. Either makes the same bytes."""
+    memory_limit: Annotated[str, Field(pattern=r"^[0-9]+ ?(MiB|GiB)$")] | None = None
+    """About how much memory all processes together may take, e.g. 1GiB; fewer of them read then."""
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        if self.memory_limit is None:
+            return None
+        number, unit = self.memory_limit[:-3], self.memory_limit[-3:]
+        return int(number) * (2**30 if unit == "GiB" else 2**20)
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.memory_limit is not None and self.engine == "ray":
+            yield ("memory_limit",), "Ray has limits of its own; leave it out, or use `engine: local`"
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < LEAST_MEMORY_BYTES:
+            yield ("memory_limit",), f"preparing takes {LEAST_MEMORY_BYTES // 2**20} MiB at least"
         seen: set[str] = set()
         for index, dataset in enumerate(self.datasets):
             if dataset.key in seen:

@@ -67,7 +67,7 @@ def _row(record: Record, columns: list[str], file: str) -> Row:
     if record.problem:
         return BadRow(file, record.line, record.problem, excerpt(record.raw), record.detail, record.offset)
     if len(record.fields) == len(columns) and any(record.fields):
-        return RawRow(file, record.line, dict(zip(columns, record.fields, strict=True)), record.offset)
+        return RawRow(file, record.line, dict(zip(columns, record.fields, strict=True)), record.offset, True)
     if not any(field.strip() for field in record.fields):
         return BadRow(file, record.line, BLANK, excerpt(record.raw), offset=record.offset)
     reason = "too few fields" if len(record.fields) < len(columns) else "too many fields"

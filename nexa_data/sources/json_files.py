@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from nexa_core.config.data import JsonFormat
-from nexa_data.sources.raw import BLANK, BadRow, RawRow, Row, excerpt, without_trailing_blanks
+from nexa_data.sources.raw import BLANK, MAX_EXCERPT_CHARS, BadRow, RawRow, Row, excerpt, without_trailing_blanks
 from nexa_data.sources.streams import UTF8_MARK, Line, UnreadableError, named_line, open_bytes, raw_lines
 
 HUGE = 2.0**63
@@ -27,14 +27,16 @@ def rows_of_lines(lines: Iterable[tuple[int, bytes, bool]], file: str) -> Iterat
         if values is None:
             yield _row(named_line(number, offset, data, is_cut=is_cut), file)
         else:
-            yield RawRow(file, number, values, offset)
+            yield RawRow(file, number, values, offset, True)
 
 
-def row_at(path: Path, offset: int, file: str) -> Row:
-    """The row of the line that begins at a byte of an uncompressed file."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        return next(rows_of_lines(raw_lines(stream, offset), file))
+def excerpts_at(path: Path, offsets: Iterable[int]) -> Iterator[str]:
+    """The beginnings of the lines that begin at these bytes of an uncompressed file."""
+    with path.open("rb", buffering=0) as stream:
+        for offset in offsets:
+            stream.seek(offset)
+            line, _, _ = stream.read(4 * MAX_EXCERPT_CHARS).partition(b"\n")
+            yield excerpt(line.decode("utf-8", "ignore").strip())
 
 
 def _fast(data: bytes) -> dict[str, Any] | None:

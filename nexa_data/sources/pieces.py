@@ -1,13 +1,13 @@
 """What a source is read in: whole streams of rows, or, of large files of JSON lines, ranges of bytes."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexa_core import digests
-from nexa_data.sources.json_files import row_at, rows_of_lines
-from nexa_data.sources.raw import UNREADABLE, BadRow, RawRow, Row, excerpt
+from nexa_data.sources.json_files import excerpts_at, rows_of_lines
+from nexa_data.sources.raw import UNREADABLE, BadRow, Row
 from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, raw_lines, skip_line
 
 PIECE_BYTES = 16 * 2**20
@@ -24,7 +24,7 @@ class Whole:
     size_bytes: int = 0
     begin_bytes: int = 0
     num_lines: int = 0
-    excerpt_at: None = None
+    excerpts_at: None = None
 
     def rows(self) -> Iterator[Row]:
         return self.read()
@@ -68,10 +68,8 @@ class JsonLines:
         assert self._data is not None
         return digests.of_bytes(self._data)
 
-    def excerpt_at(self, offset: int) -> str:
-        row = row_at(self.path, offset, self.file)
-        assert isinstance(row, RawRow)
-        return excerpt(row.values)
+    def excerpts_at(self, offsets: Iterable[int]) -> Iterator[str]:
+        return excerpts_at(self.path, offsets)
 
     def _load(self) -> None:
         """Read the lines at once: the last one to its end, be that beyond the range."""

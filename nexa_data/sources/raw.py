@@ -9,16 +9,21 @@ BLANK = "empty row"
 UNREADABLE = "unreadable file"
 
 
+ExcerptsAt = Callable[[Iterable[int]], Iterator[str]]
+
+
 class RawRow(NamedTuple):
     """A row as the source has it; `line` counts from 1, and is the row's number where a format has no lines.
 
-    `offset` is the byte of the file, unpacked, at which the row begins; None where a format has no lines.
+    `offset` is the byte of the file, unpacked, at which the row begins; None where a format has no lines. `is_json` says that
+    all values are of JSON's own types: finite numbers, integers of 64 bits.
     """
 
     file: str
     line: int
     values: dict[str, Any]
     offset: int | None = None
+    is_json: bool = False
 
 
 class BadRow(NamedTuple):
@@ -62,12 +67,14 @@ class Piece(Protocol):
         """The sha256 of all that its rows are made of; None where it cannot be told before they are read."""
 
     @property
-    def excerpt_at(self) -> Callable[[int], str] | None:
-        """Reads the beginning of the row at an offset again, where that is possible."""
+    def excerpts_at(self) -> ExcerptsAt | None:
+        """Reads the beginnings of the rows at these offsets again, where that is possible."""
 
 
 def excerpt(raw: Any) -> str:
     """The beginning of a row's text or values, as valid Unicode whatever it holds."""
+    if isinstance(raw, dict):  # more of a long text is not shown
+        raw = {name: value[:MAX_EXCERPT_CHARS] if type(value) is str else value for name, value in raw.items()}
     text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
     return text[:MAX_EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")
 

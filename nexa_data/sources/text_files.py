@@ -33,4 +33,4 @@ def _row(piece: list[Line], file: str) -> Row:
     for line in piece:
         if line.problem:
             return BadRow(file, line.number, line.problem, excerpt(text), line.detail, line.offset)
-    return RawRow(file, piece[0].number, {"text": text}, piece[0].offset)
+    return RawRow(file, piece[0].number, {"text": text}, piece[0].offset, True)

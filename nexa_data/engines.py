@@ -1,0 +1,106 @@
+"""What reads the pieces of a large source: processes of this machine, or the machines of a Ray cluster.
+
+An engine applies one function to every piece and gives the results in the order of the pieces, so what is made of them does not
+depend on it.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nexa_core.environment import num_cores
+from nexa_core.errors import UserError
+from nexa_data.sources.raw import Piece
+
+logger = logging.getLogger(__name__)
+
+PIECES_AHEAD = 2  # for each process
+MIB = 2**20
+MAIN_BYTES, PROCESS_BYTES = 450 * MIB, 280 * MIB
+"""What a large source was seen to need at most: in the process that writes, and in each that reads pieces."""
+
+Made = tuple[Path, int]
+Make = Callable[[Piece], Made]
+"""Makes the file of a piece's rows; gives its path and how many lines the piece has."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a dataset is made with, which has no influence on what it becomes."""
+
+    engine: Literal["local", "ray"] = "local"
+    memory_limit_bytes: int | None = None
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes of this machine read pieces: one for each core, or as many as the memory has room for."""
+        if self.memory_limit_bytes is None:
+            return num_cores()
+        return max(1, min(num_cores(), (self.memory_limit_bytes - MAIN_BYTES) // PROCESS_BYTES))
+
+
+def make_all(make: Make, pieces: Sequence[Piece], means: Means) -> Iterator[Made]:
+    """What `make` gives for each piece, in order.
+
+    Raises:
+        RuntimeError: a process that reads was killed.
+        UserError: Ray is not installed.
+    """
+    return _by_ray(make, pieces) if means.engine == "ray" else _by_processes(make, pieces, means.num_processes)
+
+
+def _by_processes(make: Make, pieces: Sequence[Piece], num_processes: int) -> Iterator[Made]:
+    from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    at_work = Parallel(num_processes, return_as="generator", pre_dispatch=f"{PIECES_AHEAD} * n_jobs", batch_size=1)
+    try:
+        yield from at_work(delayed(make)(piece) for piece in pieces)
+    except TerminatedWorkerError:
+        raise RuntimeError(
+            "A process that reads rows was killed, most often because the memory was full. `memory_limit:` in the config "
+            "makes it use less; the same command goes on where it was."
+        ) from None
+
+
+def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    try:
+        import ray
+        from ray.data import DataContext
+        from ray.exceptions import RayTaskError
+    except ImportError:
+        raise UserError(
+            "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
+        ) from None
+    is_ours = not ray.is_initialized()
+    if is_ours:  # joins the cluster of RAY_ADDRESS, or starts one on this machine
+        alone: dict[str, Any] = (
+            {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
+        )
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
+    try:
+        for row in numbers.map(_row_maker(make, pieces)).iter_rows():
+            yield Path(row["path"]), row["num_lines"]
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _row_maker(make: Make, pieces: Sequence[Piece]) -> Callable[[dict[str, int]], dict[str, str | int]]:
+    """`make` as Ray Data calls it: with a row that says which piece."""
+
+    def row_of(row: dict[str, int]) -> dict[str, str | int]:
+        path, num_lines = make(pieces[row["id"]])
+        return {"path": str(path), "num_lines": num_lines}
+
+    return row_of
