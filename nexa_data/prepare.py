@@ -175,7 +175,7 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside)
+    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside, means)
     _remove_left_over(layout, standing, manifest)
     durable.write_json(places.manifest, manifest)
     _name_in_evaluation_sets(origin, places, manifest)
@@ -232,6 +232,7 @@ def _describe(
     rejects: Rejects,
     num_rows: dict[str, int],
     num_beside: Mapping[str, int],
+    means: Means,
 ) -> dict[str, Any]:
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
@@ -261,7 +262,7 @@ def _describe(
             for name, path in beside.items()
         },
         "tokenizer": tokenizer,
-        "sequences": make_sequences(places, training, tokenizer),
+        "sequences": make_sequences(places, training, tokenizer, means),
         "parents": [],
         "config": resolved,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},

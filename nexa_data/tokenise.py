@@ -72,7 +72,7 @@ class Encoded:
 
 
 def make_shards(
-    documents: Iterable[tuple[Path, Path]], tokenizer: Path, marks: Marks, *, width: int
+    documents: Iterable[tuple[Path, Path]], tokenizer: Path, marks: Marks, *, width: int, num_processes: int
 ) -> Iterator[dict[str, Any]]:
     """Write a shard of sequences for each file of documents; yields what is known of it: rows, documents, tokens, offsets.
 
@@ -87,12 +87,14 @@ def make_shards(
         RuntimeError: a process that encodes was killed.
     """
     targets = dict(documents)
-    encoded = _encode_all(list(targets), tokenizer, marks)
+    encoded = _encode_all(list(targets), tokenizer, marks, num_processes)
     for source, groups in groupby(encoded, key=lambda each: each[0]):
         yield _write_shard(targets[source], (group for _, group in groups), width)
 
 
-def _encode_all(sources: list[Path], tokenizer: Path, marks: Marks) -> Iterator[tuple[Path, Encoded]]:
+def _encode_all(
+    sources: list[Path], tokenizer: Path, marks: Marks, num_processes: int
+) -> Iterator[tuple[Path, Encoded]]:
     """Each row group of each file in order, and at least one of each file."""
     tasks: list[tuple[Path, int]] = []
     num_bytes = 0
@@ -101,22 +103,23 @@ def _encode_all(sources: list[Path], tokenizer: Path, marks: Marks) -> Iterator[
         tasks += [(path, group) for group in range(metadata.num_row_groups)]
         num_bytes += sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     calls = ((path, group, tokenizer, marks) for path, group in tasks)
-    here = num_bytes < PARALLEL_FROM_BYTES
-    found = (_encode_group(*call) for call in calls) if here else _elsewhere(calls)
+    here = num_processes == 1 or num_bytes < PARALLEL_FROM_BYTES
+    found = (_encode_group(*call) for call in calls) if here else _elsewhere(calls, num_processes)
     for (path, _), group in zip(tasks, found, strict=True):
         yield path, group
 
 
-def _elsewhere(calls: Iterable[tuple[Any, ...]]) -> Iterator[Encoded]:
+def _elsewhere(calls: Iterable[tuple[Any, ...]], num_processes: int) -> Iterator[Encoded]:
     from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    at_work = Parallel(-1, return_as="generator", pre_dispatch=f"{GROUPS_AHEAD} * n_jobs", batch_size=1)
+    at_work = Parallel(num_processes, return_as="generator", pre_dispatch=f"{GROUPS_AHEAD} * n_jobs", batch_size=1)
     try:
         yield from at_work(delayed(_encode_in_worker)(*call) for call in calls)
     except TerminatedWorkerError:
         raise RuntimeError(
-            "A process that encodes was killed, most often because the memory was full. Run the same command again."
+            "A process that encodes was killed, most often because the memory was full. `memory_limit:` in the config makes "
+            "it use less; run the same command again."
         ) from None
 
 

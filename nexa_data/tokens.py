@@ -10,6 +10,7 @@ from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout
 from nexa_data import manifests
+from nexa_data.engines import Means
 from nexa_data.places import Places
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, An
     return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
 
 
-def make_sequences(places: Places, splits: list[str], tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
+def make_sequences(
+    places: Places, splits: list[str], tokenizer: dict[str, Any] | None, means: Means
+) -> dict[str, Any] | None:
     """Write the shards of token sequences, one for each of `splits`, and return their record; None where none are asked for.
 
     Raises:
@@ -69,7 +72,7 @@ def make_sequences(places: Places, splits: list[str], tokenizer: dict[str, Any] 
     path = places.layout.absolute(tokenizer["path"])
     marks = _marks(_load(path), places.config)
     files = [(places.split(split), places.shard(split)) for split in splits]
-    shards = make_shards(files, path, marks, width=width)
+    shards = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
     records = {
         split: manifests.describe_file(places.layout, target, **facts)
         for split, (_, target), facts in zip(splits, files, shards, strict=True)

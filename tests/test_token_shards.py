@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from nexa_core import digests
 from nexa_core.config import DataConfig
-from nexa_core.config.data import DatasetConfig
+from nexa_core.config.data import LEAST_MEMORY_BYTES, DatasetConfig
 from nexa_core.config.load import load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
@@ -29,6 +29,7 @@ from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import Dataset, list_datasets, open_dataset
 from nexa_data.difference import compare
 from nexa_data.encoder import load_tokenizer
+from nexa_data.engines import Means
 from nexa_data.prepare import prepare_dataset
 from nexa_data.sequences import TokenSequences, find_tokens
 from nexa_data.tokenise import Encoded
@@ -207,10 +208,14 @@ def test_however_the_documents_come_the_row_groups_are_the_same(
 # Nothing stale, nothing half
 
 
-def test_processes_beside_give_the_bytes_of_one(lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("means", [Means(), Means(memory_limit_bytes=LEAST_MEMORY_BYTES)], ids=["all cores", "one"])
+def test_processes_beside_give_the_bytes_of_one(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, means: Means
+) -> None:
     monkeypatch.setattr(tokenise, "PARALLEL_FROM_BYTES", 0)
     write_documents(tmp_path / "other")
-    make(tmp_path / "other")
+    config = DatasetConfig.model_validate_json(json.dumps(dataset_settings()))
+    prepare_dataset(config, Layout(tmp_path / "other"), means=means)
     assert digests_below(tmp_path / "other") == digests_below(lab.root)
 
 

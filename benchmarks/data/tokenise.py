@@ -83,7 +83,9 @@ def compare(texts: list[str], given: argparse.Namespace, folder: Path) -> None:
                     [each.ids for each in encoded]
             seconds[name].append(time.perf_counter() - began)
         began = time.perf_counter()
-        (record,) = make_shards([(documents, shard)], tokenizer_path, marks, width=WIDTH)
+        (record,) = make_shards(
+            [(documents, shard)], tokenizer_path, marks, width=WIDTH, num_processes=os.cpu_count() or 1
+        )
         seconds["ours"].append(time.perf_counter() - began)
         print(
             f"round {number + 1}: {', '.join(f'{name} {each[-1]:.2f} s' for name, each in seconds.items())}", flush=True
