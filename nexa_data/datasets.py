@@ -1,6 +1,6 @@
 """Prepared datasets as training and evaluation read them: found by name, checked against their digests."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_core.paths import CATEGORIES, Layout
 from nexa_data import manifests
+from nexa_data.sequences import Shard
 
 PREPARE = "python -m nexa_data.prepare --config configs/data.yaml"
 
@@ -76,7 +77,8 @@ class Dataset:
     def read_split(self, split: str) -> pyarrow.Table:
         """All rows of a split, once its files' digests have shown that they are those which were prepared.
 
-        Of a pretraining dataset, `train` is all shards one after the other, and each shard a split as well.
+        Of a pretraining dataset, `train` is all shards one after the other, and each shard a split as well; rows are its
+        documents, also where the shards themselves hold token sequences (`sequence_shards`).
 
         Raises:
             UserError: there is no such split, or a file of it is missing or changed.
@@ -124,6 +126,35 @@ class Dataset:
         """
         for record in manifests.files_of(self.manifest):
             self._checked(record)
+
+    @property
+    def sequence_tokens(self) -> int | None:
+        """Tokens of each training sequence; None where the training rows are not encoded yet."""
+        sequences = self._sequences
+        return None if sequences is None else int(sequences["width"])
+
+    @property
+    def sequence_marks(self) -> tuple[int | None, int]:
+        """The ids in front of each document of the training sequences (None: nothing) and behind it."""
+        sequences = self._sequences
+        assert sequences is not None
+        return sequences["begin"], sequences["end"]
+
+    def sequence_shards(self, shards: Iterable[str] | None = None) -> list[Shard]:
+        """The files of training sequences, of all shards or of some, once their digests have held.
+
+        Raises:
+            UserError: a file is missing or changed.
+        """
+        sequences = self._sequences
+        assert sequences is not None
+        records = sequences["shards"] if shards is None else {shard: sequences["shards"][shard] for shard in shards}
+        return [Shard.of(self._checked(record), record) for record in records.values()]
+
+    @property
+    def _sequences(self) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = self.manifest.get("sequences")
+        return found
 
     def _record(self, split: str) -> Mapping[str, Any]:
         records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]

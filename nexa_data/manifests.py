@@ -55,6 +55,8 @@ def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     yield from (
         manifest[name] for name in ("tokenizer", "rejects", "scores", "overlaps") if manifest.get(name) is not None
     )
+    if manifest.get("sequences") is not None:
+        yield from manifest["sequences"]["shards"].values()
 
 
 def damage(layout: Layout, record: Mapping[str, Any]) -> str | None:

@@ -26,10 +26,20 @@ class Places:
         return self.layout.processed / self.category
 
     def split(self, split: str) -> Path:
-        """The file of a split; a pretraining shard is called after its number alone."""
-        if self.config.output.name == "pretrain" and split not in HELD_OUT:
-            return self.folder / "pretrain" / f"{split}.parquet"
+        """The file of a split's rows; a pretraining shard is called after its number alone.
+
+        Where shards hold token sequences, the documents that those are made of lie beside them.
+        """
+        output = self.config.output
+        if output.name == "pretrain" and split not in HELD_OUT:
+            if output.sequence_tokens is None:
+                return self.shard(split)
+            return self.folder / "documents" / f"{self.config.key}_{split}.parquet"
         return self.folder / split / f"{self.config.key}.parquet"
+
+    def shard(self, number: str) -> Path:
+        """The file of a pretraining shard, of documents or of token sequences."""
+        return self.folder / "pretrain" / f"{number}.parquet"
 
     @property
     def manifest(self) -> Path:

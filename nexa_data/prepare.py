@@ -33,6 +33,7 @@ from nexa_data.sources import Source, open_source
 from nexa_data.sources.raw import UNREADABLE
 from nexa_data.split import HELD_OUT
 from nexa_data.tables import Tables
+from nexa_data.tokens import make_sequences, make_tokenizer, tokenizer_origins
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,19 @@ def prepare(config: DataConfig, layout: Layout, *, replace: bool = False) -> lis
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a dataset is made of: its source, and the evaluation sets that decide which rows stay out of it."""
+    """What a dataset is made of: its source, a tokenizer's file, and the evaluation sets that decide which rows stay out."""
 
+    places: Places
     source: Source
     evaluation: EvaluationSet | None
 
     def sources(self) -> list[dict[str, Any]]:
         """Refuses a file that has changed since it was opened."""
-        return self.source.origins()
+        return self.source.origins() + self.tokenizers()
+
+    def tokenizers(self) -> list[dict[str, Any]]:
+        """Refuses a tokenizer that does not fit what it is for."""
+        return tokenizer_origins(self.places.config, self.places.layout)
 
     def evaluation_sets(self) -> list[dict[str, Any]]:
         return [] if self.evaluation is None else self.evaluation.facts()
@@ -99,7 +105,7 @@ def prepare_dataset(
     """`prepare` for one dataset."""
     places = Places(layout, config)
     evaluation = None if config.decontaminate is None else open_evaluation_set(config.decontaminate, layout)
-    origin = _Origin(open_source(config.source, layout), evaluation)
+    origin = _Origin(places, open_source(config.source, layout), evaluation)
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, origin, replace=replace):
         _name_in_evaluation_sets(origin, places, standing)
@@ -107,7 +113,7 @@ def prepare_dataset(
     others = _owners_of_shards(places)
     if others and not replace:
         names = ", ".join(path.stem for path, _ in others)
-        folder = layout.relative(places.split("001").parent)
+        folder = layout.relative(places.shard("001").parent)
         raise UserError(f"{config.key}: {folder} holds the shards of {names}. Pass --replace to give them up.")
     own = [] if standing is None else [(places.manifest, standing)]
     return _make(places, origin, own + others, means)
@@ -150,6 +156,7 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
     """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
     began = time.monotonic()
     config, layout = places.config, places.layout
+    origin.tokenizers()  # before there is work to lose
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack, collector_paused():
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
@@ -172,7 +179,7 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside)
+    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside, means)
     _remove_left_over(layout, standing, manifest)
     prepared = Prepared(places.manifest, _publish(places, manifest), is_new=True)
     _name_in_evaluation_sets(origin, places, manifest)
@@ -242,6 +249,7 @@ def _describe(
     rejects: Rejects,
     num_rows: dict[str, int],
     num_beside: Mapping[str, int],
+    means: Means,
 ) -> dict[str, Any]:
     """The manifest; reads each written file again for its digest."""
     config, layout = places.config, places.layout
@@ -250,6 +258,8 @@ def _describe(
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
     }
+    training = [split for split in splits if split not in HELD_OUT]
+    tokenizer = make_tokenizer(places, training, sources)
     return {
         "format": manifests.FORMAT,
         "name": config.name,
@@ -268,7 +278,8 @@ def _describe(
             name: manifests.describe_file(layout, path, rows=num_beside[name]) if name in num_beside else None
             for name, path in beside.items()
         },
-        "tokenizer": _tokenizer(places, [split for split in splits if split not in HELD_OUT]),
+        "tokenizer": tokenizer,
+        "sequences": make_sequences(places, training, tokenizer, means),
         "parents": [],
         "config": resolved,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
@@ -296,23 +307,6 @@ def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict
         rows_in = rows_out
     assert rows_in == census.num_kept, "a row was neither kept nor rejected"
     return steps
-
-
-def _tokenizer(places: Places, splits: list[str]) -> dict[str, Any] | None:
-    """The record of the dataset's tokenizer, which is trained here on `splits`; None where none is asked for."""
-    if places.config.tokenizer is None:
-        return None
-    from nexa_data.tokenizer import train_tokenizer
-
-    wanted = places.config.tokenizer.vocab_size
-    tokenizer = train_tokenizer([places.split(split) for split in splits], wanted)
-    if tokenizer.get_vocab_size() < wanted:
-        logger.warning(
-            "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",
-            places.config.key, tokenizer.get_vocab_size(), wanted,
-        )  # fmt: skip
-    durable.write_text(places.tokenizer, tokenizer.to_str())
-    return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
 
 
 def _report(prepared: Prepared, seconds: float) -> None:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 """In the order of their ids, from 0. The tokenizer adds none by itself: whoever encodes puts them where they belong."""
+_, BEGIN, END = SPECIAL_TOKENS
 TEXT_COLUMNS = ("text", "prompt", "completion", "messages.list.element.role", "messages.list.element.content")
 """As Parquet names its leaves: of a conversation the roles and contents of its messages."""
 BATCH_ROWS = 1024

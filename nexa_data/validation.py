@@ -10,6 +10,7 @@ from nexa_data import manifests
 from nexa_data.datasets import Dataset
 from nexa_data.identity import content_id, shown_of
 from nexa_data.rows import SCHEMAS
+from nexa_data.sequence_checks import sequence_problems
 
 NUM_SHOWN = 3
 
@@ -100,6 +101,11 @@ def _contents(dataset: Dataset) -> Iterator[Finding]:
             else "no input lies in two splits"
         )
         yield Finding("leaks", not num_leaks, says)
+    if dataset.sequence_tokens is not None:
+        problems = sequence_problems(dataset)
+        yield Finding(
+            "sequences", not problems, "; ".join(problems) or "the documents' tokens, where the manifest says"
+        )
 
 
 def _ids_text(wrong: list[str], repeated: int) -> str:

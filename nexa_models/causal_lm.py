@@ -20,6 +20,9 @@ FLEX = "flex_attention"
 SAME = 1e-3  # largest difference, as a share of the largest logit, between two ways to compute the same logits
 
 
+UNPACKED = "train without training.packing, on a dataset without output.sequence_tokens"
+
+
 class CausalLm(nn.Module):
     """A decoder-only transformer.
 
@@ -124,7 +127,7 @@ class CausalLm(nn.Module):
         if unknown := sorted(set(kinds) - set(windows)):
             raise UserError(
                 f"The architecture '{config.model_type}' has layers of {', '.join(unknown)}, in which rows of one pack "
-                "would see each other; train without training.packing."
+                f"would see each other; {UNPACKED}."
             )
         return {kind: self._mask(documents, windows[kind]) for kind in sorted(set(kinds))}
 
@@ -198,9 +201,9 @@ def check_packing(model: CausalLm) -> None:
         except UserError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:  # bloom, for one, reads no mask but its own
-            raise UserError(f"'{kind}' takes no packs ({error}); train without training.packing.") from None
+            raise UserError(f"'{kind}' takes no packs ({error}); {UNPACKED}.") from None
         if not is_alone:
-            raise UserError(f"Rows of one pack would see each other in '{kind}'; train without training.packing.")
+            raise UserError(f"Rows of one pack would see each other in '{kind}'; {UNPACKED}.")
 
 
 def _agree(model: CausalLm, one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

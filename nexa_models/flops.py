@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from nexa_models.encoding import Encoded, PackedRows
+from nexa_models.token_rows import TokenRows
+
 # Dense peaks in operations per second for (bfloat16, float32), by what the device's name contains; the first that fits.
 # Source: NVIDIA's data sheets of each product (H100 and H200: SXM; without sparsity; float32 without tensor cores).
 PEAKS = {
@@ -42,6 +45,13 @@ def training_flops_per_token(model: nn.Module, *, mean_length: float) -> float:
     config = getattr(getattr(model, "transformer", None), "config", None)
     width = getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
     return for_weights + 6.0 * mean_length * width
+
+
+def attended_lengths(data: Encoded) -> np.ndarray:
+    """The lengths of what tokens attend to each other in: rows, also where several share a pack, or parts of documents."""
+    if isinstance(data, TokenRows):
+        return data.piece_lengths
+    return (data.sequences if isinstance(data, PackedRows) else data).token_counts_N
 
 
 def mean_length(lengths_N: np.ndarray) -> float:

@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from nexa_core.errors import GateError
 from nexa_core.metrics import Scores, classification_scores, language_model_scores
+from nexa_data.encoder import load_tokenizer
 from nexa_data.rows import plain_messages
 from nexa_models.causal_lm import CausalLm
 from nexa_models.chat import prompt_ids, stop_ids
 from nexa_models.encoding import Batch, Encoded, Sequences, encode
 from nexa_models.spec import ModelSpec
-from nexa_models.vocabulary import load_tokenizer, special_ids_of, token_bytes
+from nexa_models.vocabulary import special_ids_of, token_bytes
 
 MOST_SLOTS, MOST_TARGETS = 2**16, 2**14
 """Tokens, padding among them, and learned ones that are looked at together: of 32,000 logits each the latter take 2 GiB."""

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from nexa_core.config.model import HashedVocabulary, TextClassifierParameters
 from nexa_core.errors import UserError
+from nexa_data.encoder import load_tokenizer
 from nexa_data.tokenizer import SPECIAL_TOKENS
 from nexa_models.spec import ModelSpec
 
@@ -44,13 +45,6 @@ def hashed_vocabulary(spec: ModelSpec) -> HashedVocabulary:
     vocabulary = TextClassifierParameters.model_validate_json(spec.parameters_json).vocabulary
     assert isinstance(vocabulary, HashedVocabulary)
     return vocabulary
-
-
-@functools.lru_cache(maxsize=4)
-def load_tokenizer(tokenizer_json: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # a text that spells "<|eos|>" out does not end a sequence
-    return tokenizer
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:

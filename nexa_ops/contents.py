@@ -11,9 +11,10 @@ from nexa_core.config import Settings
 from nexa_core.config.data import Rows
 from nexa_core.config.model import ModelConfig
 from nexa_core.errors import GateError, UserError
+from nexa_data.encoder import load_tokenizer
 from nexa_models.spec import KINDS_OF_MODEL, ModelSpec, Pretrained, needs_token_ids
 from nexa_models.table import MODELS, build_model
-from nexa_models.vocabulary import load_tokenizer, special_ids, vocabulary_size
+from nexa_models.vocabulary import special_ids, vocabulary_size
 from nexa_models.weights import check_fit, read_weights
 from nexa_ops.archive import SUMS
 

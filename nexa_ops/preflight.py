@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from nexa_core.config import RunConfig
@@ -11,7 +12,7 @@ from nexa_core.trackers import refuse_missing_trackers
 from nexa_data.datasets import Dataset
 from nexa_models import numerics
 from nexa_models.encoding import Encoded
-from nexa_models.flops import PEAKS, mean_length
+from nexa_models.flops import PEAKS, attended_lengths, mean_length
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_ops.forecast.batches import Fill, find_heaviest, find_heaviest_looked_at, measure_fill
 from nexa_ops.forecast.checks import check_files, check_room, check_scored
@@ -24,7 +25,7 @@ from nexa_ops.forecast.rows import RowCounts, count_rows
 from nexa_ops.forecast.trace import Traced, trace
 from nexa_train.distributed.health import Check
 from nexa_train.feed import Feed
-from nexa_train.job import arrange, count_microbatches, encode_split, ensure_dataset, make_plan
+from nexa_train.job import arrange, count_microbatches, encode_split, encode_training, ensure_dataset, make_plan
 from nexa_train.order import Plan
 from nexa_train.room import Checkpoints, count_checkpoints, schedule_checkpoints
 
@@ -175,7 +176,8 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
     spec = describe_model(config.model, dataset)
     load_what_training_loads(spec, config)
     splits = tuple(dict.fromkeys(("train", "val", config.evaluation.split)))
-    encoded = {split: encode_split(dataset, split, spec) for split in splits}
+    encoded = {"train": encode_training(dataset, spec)}
+    encoded |= {split: encode_split(dataset, split, spec) for split in splits[1:]}
     most_rows = -(-training.batch_size // num_microbatches)
     data = arrange(encoded["train"], spec, training, num_rows=most_rows)
     if not len(data):
@@ -195,7 +197,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
             for batch in find_heaviest_looked_at(encoded[split], config.evaluation.batch_size)
         ],
         saves_midway=len(schedule_checkpoints(plan, training)) > 1,
-        mean_length=mean_length(encoded["train"].token_counts_N),
+        mean_length=mean_length(attended_lengths(encoded["train"])),
         world=world,
         is_exact=is_exact,
         on_gpu=place.on_gpu,
@@ -212,7 +214,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
         pace = make_pace(known, plan, slots_per_step=fill.slots_per_step, slots_looked_at=looked_at, world=world)
     price = config.cost.usd_per_hour
     forecast = Forecast(
-        rows=tuple(count_rows(split, dataset.read_split(split), encoded[split], spec) for split in splits),
+        rows=tuple(count_rows(split, partial(dataset.read_split, split), encoded[split], spec) for split in splits),
         masks=preview(data, plan, spec),
         parameters=traced.parameters,
         model_files={} if spec.pretrained is None else dict(spec.pretrained.files),

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 from nexa_models.encoding import PackedRows, Sequences
+from nexa_models.token_rows import TokenRows
 
 
-def unigram_log_probs(encoded: Sequences | PackedRows, num_tokens: int) -> Tensor:
+def unigram_log_probs(encoded: Sequences | PackedRows | TokenRows, num_tokens: int) -> Tensor:
     """Log frequency (num_tokens,) of each token among the learned targets, each counted once more (Laplace)."""
-    counts = 1 + np.bincount(encoded.targets, minlength=num_tokens)
+    if isinstance(encoded, TokenRows):
+        counts = 1 + encoded.count_targets(num_tokens)
+    else:
+        counts = 1 + np.bincount(encoded.targets, minlength=num_tokens)
     return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nexa_models.encoding import Batch, Encoded, PackedRows, Sequences
+from nexa_models.token_rows import TokenRows
 from nexa_train.order import Plan
 
 STEPS_AHEAD = 2  # for each thread
@@ -91,6 +92,8 @@ def count_begun(data: Encoded) -> np.ndarray:
     if isinstance(data, PackedRows):
         packs = np.repeat(np.arange(len(data)), data.packs.lengths)
         return np.bincount(packs, weights=count_begun(data.sequences)[data.packs.flat], minlength=len(data))
+    if isinstance(data, TokenRows):
+        return data.begun_N
     begun_N = np.ones(len(data))
     if isinstance(data, Sequences):
         begun_N[1:] = data.rows_N[1:] != data.rows_N[:-1]

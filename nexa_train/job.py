@@ -25,6 +25,7 @@ from nexa_models.encoding import Encoded, PackedRows, Sequences, Shapes, TextRow
 from nexa_models.sharded import check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
+from nexa_models.token_rows import TokenRows
 from nexa_train.baseline import unigram_log_probs
 from nexa_train.distributed.world import World
 from nexa_train.order import Plan, derive_seed
@@ -87,15 +88,15 @@ def make_job(
         if is_sharded(source):
             check_files(source, read_about(source), share=world.rank, num_shares=world.size)
     most_rows = -(-training.batch_size // num_microbatches)
-    train_data = arrange(encode_split(dataset, "train", spec), spec, training, num_rows=most_rows)
+    train_data = arrange(encode_training(dataset, spec), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
     sharded = training.distributed.strategy == "fsdp" and not world.is_alone
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
     if not sharded:  # otherwise it is moved, and compiled, when it is cut
         model = model.to(device)
-    if training.packing is not None and isinstance(model, CausalLm):
+    if is_packed(train_data) and isinstance(model, CausalLm):
         check_packing(model)
-    if isinstance(train_data, Sequences | PackedRows):
+    if isinstance(train_data, Sequences | PackedRows | TokenRows):
         baseline = model.get_buffer("unigram_log_probs_V")
         baseline.copy_(unigram_log_probs(train_data, len(baseline)))
     if sharded:
@@ -122,7 +123,11 @@ def make_job(
         train_data=train_data,
         validation=validation,
         plan=make_plan(config, train_data, validation, num_microbatches),
-        model=made_fast(model, training.model_copy(update={"compile": False}) if sharded else training),
+        model=made_fast(
+            model,
+            training.model_copy(update={"compile": False}) if sharded else training,
+            packed=is_packed(train_data),
+        ),
         is_exact=exact,
         is_sharded=sharded,
         source=source,
@@ -208,6 +213,15 @@ def encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
     return encoded
 
 
+def encode_training(dataset: Dataset, spec: ModelSpec) -> Encoded:
+    """The training rows: encoded now, or mapped where that was done when they were prepared."""
+    if dataset.sequence_tokens is None:
+        return encode_split(dataset, "train", spec)
+    rows = TokenRows.of(dataset, spec)
+    logger.info("%s train: %s", dataset.key, rows.note)
+    return rows
+
+
 def arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: int) -> Encoded:
     """The training rows packed, and padded to few shapes, where the settings say so.
 
@@ -217,6 +231,13 @@ def arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: 
     wants_lengths = [name for name in ("packing", "length_grouping") if getattr(training, name)]
     if spec.kind == "features" and wants_lengths:
         raise UserError(f"training.{wants_lengths[0]} is for rows of text; rows of features are all of one length.")
+    if isinstance(encoded, TokenRows):
+        if wants_lengths:
+            raise UserError(
+                f"training.{wants_lengths[0]} has nothing to do: the dataset's sequences are packed already, and of one "
+                "length (output.sequence_tokens). Leave it out."
+            )
+        return replace(encoded, num_rows=num_rows) if training.compile else encoded
     if training.compile and isinstance(encoded, TextRows | Sequences):
         longest = int(encoded.token_counts_N.max(initial=1))
         encoded = replace(encoded, shapes=Shapes.few(longest=longest, most=spec.max_tokens, num_rows=num_rows))
@@ -229,7 +250,12 @@ def arrange(encoded: Encoded, spec: ModelSpec, training: Training, *, num_rows: 
     return packed
 
 
-def made_fast(model: nn.Module, training: Training) -> nn.Module:
+def is_packed(data: Encoded) -> bool:
+    """Whether rows that are not to see each other share a sequence."""
+    return isinstance(data, PackedRows | TokenRows)
+
+
+def made_fast(model: nn.Module, training: Training, *, packed: bool) -> nn.Module:
     """Raises UserError where the model has no layers to recompute."""
     transformer = getattr(model, "transformer", None)
     if training.activation_checkpointing:
@@ -240,7 +266,7 @@ def made_fast(model: nn.Module, training: Training) -> nn.Module:
         numerics.never_fall_back_to_eager()
         # The output layer, whose number of places differs from batch to batch, stays outside.
         if isinstance(model, CausalLm):
-            model.prepare_compilation(packed=training.packing is not None, device=model.unigram_log_probs_V.device)
+            model.prepare_compilation(packed=packed, device=model.unigram_log_probs_V.device)
         (model if transformer is None else transformer.base_model).compile(dynamic=False)
     return model
 

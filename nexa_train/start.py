@@ -25,7 +25,7 @@ from nexa_models.table import load_pretrained
 from nexa_train import optim
 from nexa_train.checkpoints import checkpoint_name, newest_checkpoint
 from nexa_train.distributed.group import Group
-from nexa_train.job import Job
+from nexa_train.job import Job, is_packed
 from nexa_train.loop import State
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _restore_shards(job: Job, found: tuple[Path, Checkpoint] | None, group: Grou
         load_pretrained(job.model, job.spec)
     if checkpoint is not None and not in_parts:
         load_state(job.model, job.spec, checkpoint.model)
-    shard(job.model, job.config.training, world=group.world, device=job.device)
+    shard(job.model, job.config.training, world=group.world, device=job.device, packed=is_packed(job.train_data))
     state = State(job.model, optim.build_optimizer(job.model, job.config.training.optimizer))
     if path is None or checkpoint is None:
         return state

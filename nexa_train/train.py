@@ -19,8 +19,7 @@ from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
-from nexa_models.encoding import PackedRows
-from nexa_models.flops import mean_length, peak_flops, training_flops_per_token
+from nexa_models.flops import attended_lengths, mean_length, peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
 from nexa_train.distributed.group import Group
@@ -257,11 +256,10 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
 
 def _measure(job: Job, meter: CostMeter, world: World) -> Throughput:
     """Counts the tokens of all processes, held against the peak of all their devices."""
-    data = job.train_data
-    sequences = data.sequences if isinstance(data, PackedRows) else data  # a token of a pack attends to its own row
+    # A token of a pack attends to its own row.
     return Throughput(
         meter,
-        flops_per_token=training_flops_per_token(job.model, mean_length=mean_length(sequences.token_counts_N)),
+        flops_per_token=training_flops_per_token(job.model, mean_length=mean_length(attended_lengths(job.train_data))),
         peak_flops=peak_flops(job.device, job.config.training.precision, num_devices=world.size),
     )
 

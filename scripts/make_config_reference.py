@@ -53,7 +53,7 @@ def _group(name: str, group: dict[str, Any]) -> str:
 
 
 def _default(value: Any) -> str:
-    return "its own" if isinstance(value, dict) and value else f"`{json.dumps(value)}`"
+    return "its own" if isinstance(value, dict) and value else f"`{json.dumps(value)}`".replace("|", "\\|")
 
 
 def _type(field: dict[str, Any]) -> str:

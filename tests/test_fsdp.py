@@ -68,7 +68,7 @@ def cut(folder: Path, make: Any = folders.llama, *, training: Training = PLAIN, 
     make(folder)
     spec = folders.spec_of(folder, **settings)
     model = build_model(spec, seed=0)
-    shard(model, training, world=ALONE, device=CPU)
+    shard(model, training, world=ALONE, device=CPU, packed=False)
     return model, spec
 
 
@@ -187,7 +187,7 @@ def test_a_model_goes_on_from_either_form_as_if_it_had_never_stopped(tmp_path: P
     checkpoint = load_checkpoint(consolidate(path))
     if form == "file":
         again.load_state_dict(checkpoint.model)
-    shard(again, Training(), world=ALONE, device=CPU)
+    shard(again, Training(), world=ALONE, device=CPU, packed=False)
     other = build_optimizer(again, AdamW(name="adamw", lr=0.01))
     if form == "file":
         load_whole_optimizer(other, checkpoint.optimizer)

@@ -106,7 +106,8 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "name": "shards",
             "source": {"name": "files", "path": "data/raw/rows.json", "json": {"records": "rows"}},
             "rows": {"name": "pairs", "completion": "text"},
-            "output": {"name": "pretrain", "rows_per_shard": 10},
+            "output": {"name": "pretrain", "rows_per_shard": 10, "sequence_tokens": 8},
+            "tokenizer": {"path": "data/processed/training/tokenizers/pairs_v1.json", "begin": None, "end": "<|eos|>"},
         },
         {
             "name": "teacher_inputs",

@@ -20,6 +20,12 @@ def by_name(value: Any) -> Any:
     return "custom" if isinstance(name, str) and ":" in name else name
 
 
+def by_path(value: Any) -> str:
+    """The tag of a tokenizer: one with a `path` is there already."""
+    given = value if isinstance(value, dict) else vars(value)
+    return "loaded" if given.keys() & {"path", "begin", "end"} else "trained"
+
+
 class CsvFormat(Settings):
     """How CSV files are read; quoting follows RFC 4180."""
 
@@ -180,7 +186,7 @@ class TrainingOutput(Settings):
 
 
 class PretrainOutput(Settings):
-    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents in shards of equal row counts.
+    """`data/processed/training/pretrain/001.parquet`, `002.parquet`, ...: documents, or token sequences, in shards.
 
     Those held out go to `data/processed/training/{val,test}/<name>_<version>.parquet`, by a hash of each document.
     """
@@ -194,6 +200,9 @@ class PretrainOutput(Settings):
     """Share of documents for the test."""
     salt: str = ""
     """Changes which documents are held out."""
+    sequence_tokens: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+    """Encode the documents once, here, into sequences of so many tokens that training maps into memory; the shards then
+    hold those, and the documents lie beside them. Without it shards hold documents, which each run encodes."""
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield from _nothing_left(self)
@@ -216,7 +225,7 @@ class TeacherInputsOutput(Settings):
 Output = Annotated[TrainingOutput | PretrainOutput | TeacherInputsOutput, Field(discriminator="name")]
 
 
-class TokenizerConfig(Settings):
+class TrainedTokenizer(Settings):
     """A byte-level BPE tokenizer, trained on the training split or shards and stored with the data."""
 
     vocab_size: Annotated[int, Field(ge=260)] = 4096
@@ -244,6 +253,23 @@ class About(Settings):
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.creator is None and "creator_type" in self.model_fields_set:
             yield ("creator_type",), "it says what `creator:` is, and there is none"
+
+
+class LoadedTokenizer(Settings):
+    """A tokenizer that is there already, of a model that is brought along or of another dataset; stored with the data."""
+
+    path: str
+    """Its tokenizer.json, below the laboratory's root or absolute. Another content of it is another dataset."""
+    begin: str | None = "<|bos|>"
+    """The token in front of each document of token sequences; null for none."""
+    end: str = "<|eos|>"
+    """The token behind each document of token sequences."""
+
+
+TokenizerConfig = Annotated[
+    Annotated[TrainedTokenizer, Tag("trained")] | Annotated[LoadedTokenizer, Tag("loaded")],
+    Discriminator(by_path),
+]
 
 
 class DatasetConfig(Settings):
@@ -298,7 +324,15 @@ class DatasetConfig(Settings):
             if step.of != "all" and self.rows.name == "pairs" and getattr(self.rows, step.of) is None:
                 yield ("quality", index, "of"), f"the rows have no {step.of}"
         if self.tokenizer is not None and (self.rows.name == "features" or self.output.name == "teacher_inputs"):
-            yield ("tokenizer",), "a tokenizer is trained on text, pairs or chat that is for training or pretraining"
+            yield ("tokenizer",), "a tokenizer is for text, pairs or chat that is for training or pretraining"
+        if self.output.name == "pretrain" and self.output.sequence_tokens is not None and self.tokenizer is None:
+            yield (
+                ("output", "sequence_tokens"),
+                "token sequences need a `tokenizer:`, trained here or loaded from a file",
+            )
+        if isinstance(self.tokenizer, LoadedTokenizer) and getattr(self.output, "sequence_tokens", None) is None:
+            for name in sorted(self.tokenizer.model_fields_set & {"begin", "end"}):
+                yield ("tokenizer", name), "only token sequences (`output.sequence_tokens`) are marked with it"
 
 
 class DataConfig(Settings):

@@ -32,7 +32,11 @@ class DataQuery:
         return _frame(dataset, "teacher_inputs").drop(columns="completion")
 
     def get_pretrain_dataset(self, shard: str = "001") -> pandas.DataFrame:
-        """The documents of one shard: `row_id`, `completion` (the document), `extra_json`.
+        """One shard: its documents, or its token sequences where those were made.
+
+        Of a document `row_id`, `completion` (the document), `extra_json`. Of a sequence `tokens` (a numpy array), `row_ids` of
+        the documents in it, where in it each of them `starts`, how many of its tokens lie in sequences before (`offsets`),
+        `num_targets` and `num_begun`; the documents are in `sql("select * from <name>_<version>")`.
 
         Raises:
             UserError: there is no such shard; says which there are.
@@ -41,6 +45,9 @@ class DataQuery:
         shards = {split: dataset for dataset in owners for split in dataset.training_splits}
         if shard not in shards:
             raise UserError(_missing("pretraining shard", shard, list(shards)))
+        if shards[shard].sequence_tokens is not None:
+            (found,) = shards[shard].sequence_shards([shard])
+            return parquet.read_table(found.path).to_pandas()
         return _frame(shards[shard], shard).drop(columns="prompt")
 
     def get_split(self, dataset: str, split: str, version: str = "v1") -> pandas.DataFrame:
@@ -70,7 +77,7 @@ class DataQuery:
     def tables(self) -> list[str]:
         """The names that `sql` knows.
 
-        `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all shards of a pretraining one,
+        `digits_v1_train` is a split of a training dataset, `python_docs_text_v1` all documents of a pretraining one,
         `python_docs_text_v1_val` what that holds out, `teacher_inputs_v1` a distillation dataset, and
         `predictions_<run_id>` what a run predicted.
         """

@@ -14,7 +14,7 @@ from nexa_models.table import build_model
 from nexa_ops.forecast.rehearsal import rehearse
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
-from nexa_train.job import made_fast
+from nexa_train.job import is_packed, made_fast
 from nexa_train.loop import State, StepResult
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
@@ -64,9 +64,10 @@ def time_steps(
         return flops_per_step / speed, f"from {speed / 1e9:,.0f} GFLOP/s, the speed of a matrix product here"
     training = config.training.model_copy(update={"compile": False})
     model = build_model(spec)
-    if training.packing is not None and isinstance(model, CausalLm):
+    packed = is_packed(feed.data)
+    if packed and isinstance(model, CausalLm):
         check_packing(model)  # as training does; it takes weights
-    model = made_fast(model.to(device), training)
+    model = made_fast(model.to(device), training, packed=packed)
     state = State(model, build_optimizer(model, training.optimizer))
     ends: list[float] = [time.perf_counter()]
 

@@ -1,5 +1,6 @@
 """What a model would read of a split's rows, and what it would not."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 
 from nexa_models.encoding import Encoded, PackedRows, Sequences, TextRows, encode
 from nexa_models.spec import ModelSpec
+from nexa_models.token_rows import TokenRows
 
 UNCUT = 2**30
 """More tokens than any row has."""
@@ -52,8 +54,15 @@ class RowCounts:
         return ", ".join(parts)
 
 
-def count_rows(split: str, table: pa.Table, encoded: Encoded, spec: ModelSpec) -> RowCounts:
-    """The counts of a split that was encoded, packed or not; rows that may have been cut are encoded once more, uncut."""
+def count_rows(split: str, read: Callable[[], pa.Table], encoded: Encoded, spec: ModelSpec) -> RowCounts:
+    """The counts of a split that was encoded, packed or not; rows that may have been cut are encoded once more, uncut.
+
+    Args:
+        read: gives the rows; is not asked where sequences were made when the dataset was prepared.
+    """
+    if isinstance(encoded, TokenRows):
+        return _count_sequences(split, encoded)
+    table = read()
     whole = encoded.sequences if isinstance(encoded, PackedRows) else encoded
     tokens_N = _by_row(whole, whole.token_counts_N, table.num_rows)
     targets_N = _by_row(whole, whole.target_counts_N, table.num_rows)
@@ -67,6 +76,20 @@ def count_rows(split: str, table: pa.Table, encoded: Encoded, spec: ModelSpec) -
         num_tokens_lost=num_lost,
         num_targets=int(targets_N.sum()),
         num_silent=int((targets_N == 0).sum()),
+    )
+
+
+def _count_sequences(split: str, encoded: TokenRows) -> RowCounts:
+    """Documents that were cut into sequences; nothing of them is lost."""
+    return RowCounts(
+        split=split,
+        num_rows=int(encoded.begun_N.sum()),
+        num_tokens=int(encoded.token_counts_N.sum()),
+        longest_row=int(encoded.token_counts_N.max(initial=0)),
+        num_cut=0,
+        num_tokens_lost=0,
+        num_targets=int(encoded.target_counts_N.sum()),
+        num_silent=0,
     )
 
 

@@ -24,7 +24,7 @@ from nexa_ops.forecast.parameters import Parameters, count_parameters, tensors_i
 from nexa_ops.forecast.rehearsal import rehearse
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed, StepData
-from nexa_train.job import check_shardable, made_fast
+from nexa_train.job import check_shardable, is_packed, made_fast
 from nexa_train.loop import State, StepResult
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
@@ -97,7 +97,8 @@ def trace(
     try:
         with fake_tensor.FakeTensorMode() as mode, live:
             live.phase = "loading"
-            model = made_fast(build_model(unquantized(spec)), config.training.model_copy(update={"compile": False}))
+            uncompiled = config.training.model_copy(update={"compile": False})
+            model = made_fast(build_model(unquantized(spec)), uncompiled, packed=is_packed(data))
             is_sharded = config.training.distributed.strategy == "fsdp" and not world.is_alone
             if is_sharded:
                 check_shardable(model)

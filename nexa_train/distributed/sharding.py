@@ -17,7 +17,7 @@ from nexa_models.numerics import never_fall_back_to_eager
 from nexa_train.distributed.world import World
 
 
-def shard(model: nn.Module, training: Training, *, world: World, device: torch.device) -> None:
+def shard(model: nn.Module, training: Training, *, world: World, device: torch.device, packed: bool) -> None:
     """Cut the model, which lies on the CPU, in place; what is gathered together is a transformer's layer, an embedding
     or an output layer of its own, and all the rest.
 
@@ -32,7 +32,7 @@ def shard(model: nn.Module, training: Training, *, world: World, device: torch.d
         else MixedPrecisionPolicy()
     )
     if training.compile:
-        _compile(model, training, device)
+        _compile(model, device, packed=packed)
     head = _output_layer(model)
     for unit in _units(model):
         # The output layer is the backward pass's first: it would be gathered again at once.
@@ -78,11 +78,11 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     return None if transformer is None else transformer.get_output_embeddings()
 
 
-def _compile(model: nn.Module, training: Training, device: torch.device) -> None:
+def _compile(model: nn.Module, device: torch.device, *, packed: bool) -> None:
     """Compile what is gathered together, so that the gathering stays outside."""
     never_fall_back_to_eager()
     if isinstance(model, CausalLm):
-        model.prepare_compilation(packed=training.packing is not None, device=device)
+        model.prepare_compilation(packed=packed, device=device)
     transformer = getattr(model, "transformer", None)
     for part in [model] if transformer is None else list(_layers(transformer)):
         part.forward = torch.compile(part.forward, dynamic=False)

@@ -1,0 +1,78 @@
+"""Whether a dataset's token sequences are its documents, encoded by its tokenizer, and lie where the manifest says."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+import pyarrow.parquet as parquet
+
+from nexa_data.datasets import Dataset
+from nexa_data.encoder import ID_DTYPE, load_tokenizer
+from nexa_data.sequences import SCHEMA, TokenSequences, find_tokens
+
+NUM_ENCODED = 100
+"""Documents of each shard that are encoded again, by the tokenizer itself and not by what is quick."""
+
+
+def sequence_problems(dataset: Dataset) -> list[str]:
+    """What is wrong with the shards of sequences, whose digests hold."""
+    return [f"{shard}: {problem}" for shard in dataset.training_splits for problem in _problems(dataset, shard)]
+
+
+def _problems(dataset: Dataset, name: str) -> Iterator[str]:
+    (shard,) = dataset.sequence_shards([name])
+    assert dataset.sequence_tokens is not None
+    mapped = TokenSequences([shard], width=dataset.sequence_tokens)
+    row_ids: list[pyarrow.ChunkedArray] = []
+    with parquet.ParquetFile(shard.path) as file:
+        if not file.schema_arrow.equals(SCHEMA):
+            yield "other columns than sequences have"
+            return
+        if find_tokens(shard.path) != shard.offsets:
+            yield "ids do not lie at the offsets of the manifest"
+            return
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group)
+            rows = [mapped.read(row) for row in range(first, first + len(table))]
+            first += len(table)
+            tokens, begins = _flat(table, "tokens").to_numpy(), _begins(table, mapped.width)
+            if not np.array_equal(np.concatenate(rows), tokens):
+                yield f"row group {group} reads otherwise through the memory map"
+            ends = np.flatnonzero(tokens == dataset.sequence_marks[1]) + 1
+            if not np.array_equal(begins[begins > 0], ends[ends < len(tokens)]):
+                yield f"in row group {group} documents end elsewhere than the next begin"
+            row_ids.append(_flat(table, "row_ids").filter(compute.equal(_flat(table, "offsets"), 0)))
+            if group == 0:
+                yield from _encoded_otherwise(dataset, name, tokens, begins)
+    documents = parquet.read_table(dataset.split_path(name), columns=["row_id"])["row_id"]
+    if pyarrow.chunked_array(row_ids, pyarrow.string()) != documents:
+        yield "other documents, or in another order, than the manifest's"
+
+
+def _flat(table: pyarrow.Table, name: str) -> pyarrow.Array:
+    return table[name].combine_chunks().flatten()
+
+
+def _begins(table: pyarrow.Table, width: int) -> np.ndarray:
+    """Where in a row group's tokens documents begin."""
+    rows = table["starts"].combine_chunks().value_parent_indices().to_numpy()
+    begins: np.ndarray = rows * width + _flat(table, "starts").to_numpy()
+    return begins[_flat(table, "offsets").to_numpy() == 0]
+
+
+def _encoded_otherwise(dataset: Dataset, name: str, tokens: np.ndarray, begins: np.ndarray) -> Iterator[str]:
+    """The first document that the tokenizer encodes otherwise than it is in the first row group, if there is one."""
+    tokenizer_json = dataset.tokenizer_json()
+    assert tokenizer_json is not None
+    tokenizer, (begin, end) = load_tokenizer(tokenizer_json), dataset.sequence_marks
+    with parquet.ParquetFile(dataset.split_path(name)) as file:
+        batch = next(file.iter_batches(NUM_ENCODED, columns=["row_id", "completion"]))
+    for (first, last), document in zip(pairwise(begins[: NUM_ENCODED + 1].tolist()), batch.to_pylist(), strict=False):
+        ids = tokenizer.encode(document["completion"], add_special_tokens=False).ids
+        expected = np.array([*([] if begin is None else [begin]), *ids, end], ID_DTYPE)
+        if not np.array_equal(tokens[first:last], expected):
+            yield f"document {document['row_id']} has other ids than the tokenizer gives it"
+            return

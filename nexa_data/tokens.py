@@ -1,0 +1,135 @@
+"""A dataset's tokenizer, trained on its rows or loaded from a file, and the token sequences that are made with it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexa_core import digests, durable
+from nexa_core.config.data import DatasetConfig, LoadedTokenizer
+from nexa_core.errors import UserError
+from nexa_core.lookup import did_you_mean
+from nexa_core.paths import Layout
+from nexa_data import manifests
+from nexa_data.engines import Means
+from nexa_data.places import Places
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from nexa_data.tokenise import Marks
+
+logger = logging.getLogger(__name__)
+
+
+def tokenizer_origins(config: DatasetConfig, layout: Layout) -> list[dict[str, Any]]:
+    """The file of a tokenizer that is loaded, like a source's: name, size and digest; nothing where none is.
+
+    Raises:
+        UserError: there is no such file, or its tokenizer does not fit what it is for.
+    """
+    if not isinstance(config.tokenizer, LoadedTokenizer):
+        return []
+    path = layout.root / config.tokenizer.path
+    tokenizer = _load(path)
+    if getattr(config.output, "sequence_tokens", None) is not None:
+        _marks(tokenizer, config)
+    return [{"file": layout.relative(path), "bytes": path.stat().st_size, "sha256": digests.of_file(path)}]
+
+
+def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of the dataset's tokenizer, trained on `splits` or loaded; None where none is asked for.
+
+    Raises:
+        UserError: the file that is loaded is no longer the one among the `origins`.
+    """
+    config = places.config.tokenizer
+    if config is None:
+        return None
+    if isinstance(config, LoadedTokenizer):
+        tokenizer = _load(places.layout.root / config.path)
+        if tokenizer_origins(places.config, places.layout)[0] not in origins:
+            raise UserError(f"{config.path} changed while rows were read; run the command again.")
+    else:
+        tokenizer = _train(places, splits, config.vocab_size)
+    durable.write_text(places.tokenizer, tokenizer.to_str())
+    return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
+
+
+def make_sequences(
+    places: Places, splits: list[str], tokenizer: dict[str, Any] | None, means: Means
+) -> dict[str, Any] | None:
+    """Write the shards of token sequences, one for each of `splits`, and return their record; None where none are asked for.
+
+    Raises:
+        UserError: the tokenizer finds the mark of a document's end inside one.
+    """
+    width = getattr(places.config.output, "sequence_tokens", None)
+    if width is None:
+        return None
+    assert tokenizer is not None
+    from nexa_data.tokenise import make_shards
+
+    path = places.layout.absolute(tokenizer["path"])
+    marks = _marks(_load(path), places.config)
+    files = [(places.split(split), places.shard(split)) for split in splits]
+    shards = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
+    records = {
+        split: manifests.describe_file(places.layout, target, **facts)
+        for split, (_, target), facts in zip(splits, files, shards, strict=True)
+    }
+    num_tokens = sum(record["tokens"] for record in records.values())
+    logger.info("%s: %s tokens in sequences of %s", places.config.key, f"{num_tokens:,}", f"{width:,}")
+    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records}
+
+
+def _load(path: Path) -> "Tokenizer":
+    from nexa_data.encoder import load_tokenizer
+
+    try:
+        return load_tokenizer(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"tokenizer.path: {path} cannot be read ({error.strerror}).") from None
+    except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a malformed file
+        raise UserError(f"tokenizer.path: {path} cannot be used: {str(error).strip().splitlines()[0]}") from None
+
+
+def _train(places: Places, splits: list[str], wanted: int) -> "Tokenizer":
+    from nexa_data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer([places.split(split) for split in splits], wanted)
+    if tokenizer.get_vocab_size() < wanted:
+        logger.warning(
+            "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",
+            places.config.key, tokenizer.get_vocab_size(), wanted,
+        )  # fmt: skip
+    return tokenizer
+
+
+def _marks(tokenizer: "Tokenizer", config: DatasetConfig) -> "Marks":
+    """The ids that stand around each document.
+
+    Raises:
+        UserError: the tokenizer has no such token, or reads it out of mere text.
+    """
+    from nexa_data.tokenise import Marks
+    from nexa_data.tokenizer import BEGIN, END
+
+    loaded = config.tokenizer
+    begin, end = (loaded.begin, loaded.end) if isinstance(loaded, LoadedTokenizer) else (BEGIN, END)
+    return Marks(None if begin is None else _id_of(begin, tokenizer, "begin"), _id_of(end, tokenizer, "end"))
+
+
+def _id_of(token: str, tokenizer: "Tokenizer", setting: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        special = [each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special]
+        hint = did_you_mean(token, special)
+        raise UserError(
+            f"tokenizer.{setting}: the tokenizer has no token '{token}'.{hint} Its special ones: {', '.join(special) or 'none'}."
+        )
+    if found in tokenizer.encode(token, add_special_tokens=False).ids:
+        raise UserError(
+            f"tokenizer.{setting}: the tokenizer reads '{token}' out of mere text as well, so that it marks nothing. Name a "
+            "special token."
+        )
+    return found
