@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,27 @@ from nexa_core.config.data import DataConfig, DatasetConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
-from nexa_data.croissant import write_croissant
-from nexa_data.datasets import Dataset
+from nexa_data.description import Outcome, describe
 from nexa_data.engines import Means
-from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
 from nexa_data.flow import Beside, fill
-from nexa_data.judge import DECONTAMINATE, NEAR_DUPLICATES
 from nexa_data.listing import Census
 from nexa_data.near_rows import NO_NEAR_ROWS, find_near_rows
+from nexa_data.origin import Origin, open_origin
 from nexa_data.overlaps import OverlapTable
 from nexa_data.parts import Part, collector_paused, make_parts
-from nexa_data.places import Places, croissant_path, overview_path
-from nexa_data.quality import step_names
+from nexa_data.places import Places
+from nexa_data.publish import name_in_evaluation_sets, publish, withdraw
 from nexa_data.quality.scores import ScoreTable
-from nexa_data.rejects import Rejects, counts, rejects_at
+from nexa_data.rejects import Rejects, rejects_at
 from nexa_data.rows import SCHEMAS, check_columns
-from nexa_data.sources import Source, open_source
 from nexa_data.sources.raw import UNREADABLE
 from nexa_data.split import HELD_OUT
 from nexa_data.tables import Tables
-from nexa_data.tokens import make_sequences, make_tokenizer, tokenizer_origins
 
 logger = logging.getLogger(__name__)
 
 NUM_SPLITS_SHOWN = 3
 DEFAULT_MEANS = Means()
-LIBRARIES = ("numpy", "orjson", "py3langid", "pyarrow", "tokenizers")
-"""Those that decide a dataset's bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,37 +72,16 @@ def prepare(config: DataConfig, layout: Layout, *, replace: bool = False) -> lis
     return [prepare_dataset(dataset, layout, means=means, replace=replace) for dataset in config.datasets]
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What a dataset is made of: its source, a tokenizer's file, and the evaluation sets that decide which rows stay out."""
-
-    places: Places
-    source: Source
-    evaluation: EvaluationSet | None
-
-    def sources(self) -> list[dict[str, Any]]:
-        """Refuses a file that has changed since it was opened."""
-        return self.source.origins() + self.tokenizers()
-
-    def tokenizers(self) -> list[dict[str, Any]]:
-        """Refuses a tokenizer that does not fit what it is for."""
-        return tokenizer_origins(self.places.config, self.places.layout)
-
-    def evaluation_sets(self) -> list[dict[str, Any]]:
-        return [] if self.evaluation is None else self.evaluation.facts()
-
-
 def prepare_dataset(
     config: DatasetConfig, layout: Layout, *, means: Means = DEFAULT_MEANS, replace: bool = False
 ) -> Prepared:
     """`prepare` for one dataset."""
     places = Places(layout, config)
-    evaluation = None if config.decontaminate is None else open_evaluation_set(config.decontaminate, layout)
-    origin = _Origin(places, open_source(config.source, layout), evaluation)
+    origin = open_origin(places)
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, origin, replace=replace):
-        _name_in_evaluation_sets(origin, places, standing)
-        return Prepared(places.manifest, _publish(places, standing), is_new=False)
+        name_in_evaluation_sets(origin.evaluation, places, standing)
+        return Prepared(places.manifest, publish(places, standing), is_new=False)
     others = _owners_of_shards(places)
     if others and not replace:
         names = ", ".join(path.stem for path, _ in others)
@@ -119,7 +91,7 @@ def prepare_dataset(
     return _make(places, origin, own + others, means)
 
 
-def _still_stands(standing: manifests.Manifest, places: Places, origin: _Origin, *, replace: bool) -> bool:
+def _still_stands(standing: manifests.Manifest, places: Places, origin: Origin, *, replace: bool) -> bool:
     """Whether the dataset that exists is the one that is asked for, whole, so that there is nothing to do."""
     key, origins, config = places.config.key, origin.sources() + origin.evaluation_sets(), places.config.resolved()
     if changed := manifests.differences(standing, config, origins):
@@ -152,7 +124,7 @@ def _owners_of_shards(places: Places) -> list[manifests.Stood]:
     ]
 
 
-def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], means: Means) -> Prepared:
+def _make(places: Places, origin: Origin, standing: list[manifests.Stood], means: Means) -> Prepared:
     """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
     began = time.monotonic()
     config, layout = places.config, places.layout
@@ -172,22 +144,19 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
             raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
-        for manifest_path, old in standing:
-            durable.remove(manifest_path)
-            for made_again in (croissant_path, overview_path):
-                durable.remove(made_again(layout, old))
+        withdraw(places, standing)
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside, means)
+    manifest = describe(places, origin, Outcome(sources, census, rejects.reasons, tables.num_rows, num_beside), means)
     _remove_left_over(layout, standing, manifest)
-    prepared = Prepared(places.manifest, _publish(places, manifest), is_new=True)
-    _name_in_evaluation_sets(origin, places, manifest)
+    prepared = Prepared(places.manifest, publish(places, manifest), is_new=True)
+    name_in_evaluation_sets(origin.evaluation, places, manifest)
     _report(prepared, time.monotonic() - began)
     return prepared
 
 
-def _fill(tables: Tables, rejects: Rejects, places: Places, origin: _Origin, beside: Beside, means: Means) -> Census:
+def _fill(tables: Tables, rejects: Rejects, places: Places, origin: Origin, beside: Beside, means: Means) -> Census:
     """Read the source, twice where near duplicates are to be found first."""
     config, near = places.config, NO_NEAR_ROWS
     if origin.evaluation is not None and (too_short := origin.evaluation.index().too_short):
@@ -205,32 +174,6 @@ def _fill(tables: Tables, rejects: Rejects, places: Places, origin: _Origin, bes
     return fill(tables, rejects, parts, config, beside=beside, near=near)
 
 
-def _name_in_evaluation_sets(origin: _Origin, places: Places, manifest: manifests.Manifest) -> None:
-    """The manifests of the evaluation sets name the dataset, as its own names them."""
-    for member in () if origin.evaluation is None else origin.evaluation.members:
-        entry = {"category": places.category, "fingerprint": manifest["fingerprint"]}
-        standing = manifests.read_manifest(member.manifest_path)
-        assert standing is not None, "it was opened"
-        held_against = standing.get("held_against", {})
-        if held_against.get(places.config.key) != entry:
-            named = dict(sorted({**held_against, places.config.key: entry}.items()))
-            durable.write_json(member.manifest_path, {**standing, "held_against": named})
-
-
-def _publish(places: Places, manifest: manifests.Manifest) -> manifests.Manifest:
-    """Have all that describes a dataset say what the settings tell about it; the manifest is written last."""
-    from nexa_data.overview.page import write_overview
-
-    told = {**manifest, "about": places.config.about.resolved()}
-    is_current = manifests.read_manifest(places.manifest) == told
-    write_croissant(places.layout, told)
-    if not is_current or not overview_path(places.layout, told).exists():
-        write_overview(Dataset(places.layout, places.manifest, told), is_sample=True)
-    if not is_current:
-        durable.write_json(places.manifest, told)
-    return told
-
-
 def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:
     """Delete what the replaced datasets had and the new one has not, such as further shards."""
     needed = {record["path"] for record in manifests.files_of(manifest)}
@@ -239,74 +182,6 @@ def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest:
             path = layout.absolute(record["path"])
             if record["path"] not in needed and path.resolve().is_relative_to(layout.processed.resolve()):
                 durable.remove(path)
-
-
-def _describe(
-    places: Places,
-    sources: list[dict[str, Any]],
-    evaluation_sets: list[dict[str, Any]],
-    census: Census,
-    rejects: Rejects,
-    num_rows: dict[str, int],
-    num_beside: Mapping[str, int],
-    means: Means,
-) -> dict[str, Any]:
-    """The manifest; reads each written file again for its digest."""
-    config, layout = places.config, places.layout
-    resolved, code = config.resolved(), manifests.code_digest()
-    beside = {"scores": places.scores, "overlaps": places.overlaps}
-    splits = {
-        split: manifests.describe_file(layout, places.split(split), rows=rows) for split, rows in num_rows.items()
-    }
-    training = [split for split in splits if split not in HELD_OUT]
-    tokenizer = make_tokenizer(places, training, sources)
-    return {
-        "format": manifests.FORMAT,
-        "name": config.name,
-        "version": config.version,
-        "category": places.category,
-        "kind": config.rows.name,
-        "columns": [{"name": field.name, "type": str(field.type)} for field in SCHEMAS[config.rows.name]],
-        "labels": sorted(census.labels),
-        "feature_shape": census.feature_shape,
-        "splits": splits,
-        "sources": sources,
-        "evaluation_sets": evaluation_sets,
-        "steps": _steps(config, census, rejects),
-        "rejects": manifests.describe_file(layout, places.rejects, rows=rejects.num_rows),
-        **{
-            name: manifests.describe_file(layout, path, rows=num_beside[name]) if name in num_beside else None
-            for name, path in beside.items()
-        },
-        "tokenizer": tokenizer,
-        "sequences": make_sequences(places, training, tokenizer, means),
-        "parents": [],
-        "config": resolved,
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "code": code,
-        "fingerprint": manifests.fingerprint(resolved, sources + evaluation_sets, code),
-    }
-
-
-def _steps(config: DatasetConfig, census: Census, rejects: Rejects) -> list[dict[str, Any]]:
-    """What each step did to how many rows, and why it left rows out."""
-    parameters: dict[str, Any] = {
-        "read": config.source.resolved(),
-        "normalise": config.rows.resolved(),
-        **{name: step.resolved() for name, step in zip(step_names(config), config.quality, strict=True)},
-        **({} if config.decontaminate is None else {DECONTAMINATE: config.decontaminate.resolved()}),
-        "deduplicate": {"drop_duplicates": config.drop_duplicates},
-        **({} if config.near_duplicates is None else {NEAR_DUPLICATES: config.near_duplicates.resolved()}),
-        "split": config.output.resolved(),
-    }
-    steps, rows_in = [], census.num_read
-    for name, settings in parameters.items():
-        rows_out = rows_in - rejects.num_in(name)
-        step = {"name": name, "parameters": settings, "rows_in": rows_in, "rows_out": rows_out}
-        steps.append({**step, "reasons": counts(rejects.reasons[name])})
-        rows_in = rows_out
-    assert rows_in == census.num_kept, "a row was neither kept nor rejected"
-    return steps
 
 
 def _report(prepared: Prepared, seconds: float) -> None:

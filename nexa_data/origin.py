@@ -1,0 +1,40 @@
+"""What a dataset is made of, each file with its digest."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
+from nexa_data.places import Places
+from nexa_data.sources import Source, open_source
+from nexa_data.tokens import tokenizer_origins
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The source of a dataset, a tokenizer's file, and the evaluation sets that decide which rows stay out."""
+
+    places: Places
+    source: Source
+    evaluation: EvaluationSet | None
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Refuses a file that has changed since it was opened."""
+        return self.source.origins() + self.tokenizers()
+
+    def tokenizers(self) -> list[dict[str, Any]]:
+        """Refuses a tokenizer that does not fit what it is for."""
+        return tokenizer_origins(self.places.config, self.places.layout)
+
+    def evaluation_sets(self) -> list[dict[str, Any]]:
+        return [] if self.evaluation is None else self.evaluation.facts()
+
+
+def open_origin(places: Places) -> Origin:
+    """What the settings name.
+
+    Raises:
+        UserError: something of it is not there.
+    """
+    config, layout = places.config, places.layout
+    evaluation = None if config.decontaminate is None else open_evaluation_set(config.decontaminate, layout)
+    return Origin(places, open_source(config.source, layout), evaluation)
