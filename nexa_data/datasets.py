@@ -147,6 +147,15 @@ class Dataset:
         found: Mapping[str, Any] | None = self.manifest.get("sequences")
         return found
 
+    def require_whole(self) -> None:
+        """Hold each of its files against its digest.
+
+        Raises:
+            UserError: one is missing or changed.
+        """
+        for record in manifests.files_of(self.manifest):
+            self._checked(record)
+
     def _record(self, split: str) -> Mapping[str, Any]:
         records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]
         if split not in records:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.compute as compute
@@ -10,10 +10,11 @@ import pyarrow.parquet as parquet
 
 from nexa_core.errors import UserError
 from nexa_data.datasets import Dataset
-from nexa_data.identity import shown_of
+from nexa_data.identity import before_last_turn, shown_of
 
 MAX_EXAMPLES = 3
-MAX_EXAMPLE_CHARS = 160
+MAX_INPUT_CHARS, MAX_TARGET_CHARS = 90, 50
+SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,38 @@ class Difference:
         return asdict(self)
 
     def as_text(self) -> str:
+        gone, come = self.num_removed + self.num_changed, self.num_added + self.num_changed
         lines = [
-            f"{self.old} -> {self.new}: {self.num_same:,} rows in both, {self.num_moved:,} of them in another split"
+            _columns("", self.old, self.new),
+            _columns("rows", f"{self.num_same + gone:,}", f"{self.num_same + come:,}"),
+            _columns("in both", "", f"{self.num_same:,}") + f", {self.num_moved:,} of them in another split",
         ]
         counts = {"added": self.num_added, "removed": self.num_removed, "changed": self.num_changed}
         for kind, count in counts.items():
-            lines.append(f"  {kind:<8} {count:>12,}")
-            lines += [f"             {text}" for text in self.examples[kind]]
-        lines.append("  left out by each step, in the old version and the new:")
-        lines += [f"    {name:<16} {_count(old):>12} {_count(new):>12}" for name, (old, new) in self.steps.items()]
+            lines.append(_columns(kind, "", f"{count:,}"))
+            lines += [f"    {SIGNS[kind]} {text}" for text in self.examples[kind]]
+        lines.append("left out by")
+        lines += [_columns(name, _count(old), _count(new)) for name, (old, new) in self.steps.items()]
         return "\n".join(lines)
 
 
 def compare(old: Dataset, new: Dataset) -> Difference:
-    """Raises UserError where the two have different kinds of rows."""
+    """Raises UserError where the two have different kinds of rows, or a file is missing or changed."""
     if old.kind != new.kind:
         raise UserError(
             f"{old.key} has rows of {old.kind} and {new.key} of {new.kind}; only rows of one kind are compared."
         )
+    for dataset in (old, new):
+        dataset.require_whole()
     before, after = _ids(old), _ids(new)
     joined = after.join(before, "row_id", join_type="inner", right_suffix="_before")
-    removed = _rows(old, compute.filter(before["row_id"], compute.invert(_is_in(before, after))), "removed")
-    added = _rows(new, compute.filter(after["row_id"], compute.invert(_is_in(after, before))), "added")
+    removed = _rows(old, compute.filter(before["row_id"], compute.invert(_is_in(before, after))))
+    added = _rows(new, compute.filter(after["row_id"], compute.invert(_is_in(after, before))))
     changed = removed.keys() & added.keys()
     shown = {
-        "added": [text for key, text in added.items() if key not in changed],
-        "removed": [text for key, text in removed.items() if key not in changed],
-        "changed": [text for key, text in added.items() if key in changed],
+        "added": [str(row) for key, row in added.items() if key not in changed],
+        "removed": [str(row) for key, row in removed.items() if key not in changed],
+        "changed": [f"{row}, was {removed[key].target}" for key, row in added.items() if key in changed],
     }
     return Difference(
         old=old.key,
@@ -76,6 +82,33 @@ def compare(old: Dataset, new: Dataset) -> Difference:
         steps=_steps(old, new),
         examples={kind: tuple(sorted(texts)[:MAX_EXAMPLES]) for kind, texts in shown.items()},
     )
+
+
+class _Row(NamedTuple):
+    """The beginnings of a row's input and of its target; no target where it has none."""
+
+    shown: str
+    target: str
+
+    @classmethod
+    def of(cls, kind: str, row: Mapping[str, Any]) -> "_Row":
+        shown, target = _parts(kind, row)
+        return cls(_clipped(shown, MAX_INPUT_CHARS), "" if target is None else _clipped(target, MAX_TARGET_CHARS))
+
+    def __str__(self) -> str:
+        return f"{self.shown} -> {self.target}" if self.target else self.shown
+
+
+def _parts(kind: str, row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a model is shown of a row, and what it is to answer."""
+    match kind:
+        case "features" | "text":
+            return row[kind], row["label"]
+        case "pairs":
+            return (row["completion"], None) if row["prompt"] is None else (row["prompt"], row["completion"])
+        case _:
+            before = before_last_turn(row["messages"])
+            return " ".join(each["content"] for each in before), row["messages"][len(before)]["content"]
 
 
 def _ids(dataset: Dataset) -> pyarrow.Table:
@@ -92,9 +125,9 @@ def _is_in(rows: pyarrow.Table, others: pyarrow.Table) -> pyarrow.ChunkedArray:
     return compute.is_in(rows["row_id"], value_set=others["row_id"].combine_chunks())
 
 
-def _rows(dataset: Dataset, row_ids: pyarrow.ChunkedArray, what: str) -> dict[bytes, str]:
-    """The inputs of some rows, each with the beginning of the whole row."""
-    found: dict[bytes, str] = {}
+def _rows(dataset: Dataset, row_ids: pyarrow.ChunkedArray) -> dict[bytes, _Row]:
+    """Some rows by what a model is shown of them."""
+    found: dict[bytes, _Row] = {}
     wanted = row_ids.combine_chunks()
     for split in dataset.num_rows:
         with parquet.ParquetFile(dataset.split_path(split)) as file:
@@ -105,13 +138,13 @@ def _rows(dataset: Dataset, row_ids: pyarrow.ChunkedArray, what: str) -> dict[by
                     key = shown_of(dataset.kind, row)
                     # Rows of one input and several targets count one by one.
                     key = key if key not in found else key + row_id.encode()
-                    found[key] = _excerpt(row)
+                    found[key] = _Row.of(dataset.kind, row)
     return found
 
 
-def _excerpt(row: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{name}: {value}" for name, value in row.items() if value is not None and name != "extra_json")
-    return " ".join(text.split())[:MAX_EXAMPLE_CHARS]
+def _clipped(value: object, length: int) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _steps(old: Dataset, new: Dataset) -> dict[str, tuple[int | None, int | None]]:
@@ -124,3 +157,7 @@ def _steps(old: Dataset, new: Dataset) -> dict[str, tuple[int | None, int | None
 
 def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
+
+
+def _columns(name: str, old: str, new: str) -> str:
+    return f"{name:<18} {old:>14} {new:>14}".rstrip()

@@ -71,7 +71,6 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
     try:
         import ray
         from ray.data import DataContext
-        from ray.exceptions import RayTaskError
     except ImportError:
         raise UserError(
             "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
@@ -88,19 +87,22 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
     numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
     try:
         for row in numbers.map(_row_maker(make, pieces)).iter_rows():
+            if row["mistake"]:
+                raise UserError(row["mistake"])
             yield Path(row["path"]), row["num_lines"]
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
     finally:
         if is_ours:
             ray.shutdown()
 
 
 def _row_maker(make: Make, pieces: Sequence[Piece]) -> Callable[[dict[str, int]], dict[str, str | int]]:
-    """`make` as Ray Data calls it: with a row that says which piece."""
+    """`make` as Ray Data calls it: with a row that says which piece. Ray would wrap a user's mistake in its own."""
 
     def row_of(row: dict[str, int]) -> dict[str, str | int]:
-        path, num_lines = make(pieces[row["id"]])
-        return {"path": str(path), "num_lines": num_lines}
+        try:
+            path, num_lines = make(pieces[row["id"]])
+        except UserError as error:
+            return {"path": "", "num_lines": 0, "mistake": str(error)}
+        return {"path": str(path), "num_lines": num_lines, "mistake": ""}
 
     return row_of

@@ -1,7 +1,9 @@
 """Where the files of a dataset lie: the contract that the rest of the laboratory reads by."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nexa_core.config.data import DatasetConfig
 from nexa_core.paths import Layout
@@ -68,3 +70,13 @@ class Places:
     def parts(self) -> Path:
         """What was made of a source's pieces, for when a part of it changes, in this version or the next; safe to delete."""
         return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.name}"
+
+
+def croissant_path(layout: Layout, manifest: Mapping[str, Any]) -> Path:
+    """Where a dataset's Croissant file lies: at the top, because its readers find files at and below its folder."""
+    return layout.processed / manifest["category"] / f"{manifest['name']}_{manifest['version']}.croissant.json"
+
+
+def overview_path(layout: Layout, manifest: Mapping[str, Any]) -> Path:
+    """Where a dataset's overview page lies."""
+    return layout.processed / manifest["category"] / f"{manifest['name']}_{manifest['version']}.overview.html"

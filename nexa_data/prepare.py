@@ -14,6 +14,8 @@ from nexa_core.config.data import DataConfig, DatasetConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data import manifests
+from nexa_data.croissant import write_croissant
+from nexa_data.datasets import Dataset
 from nexa_data.engines import Means
 from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
 from nexa_data.flow import Beside, fill
@@ -22,7 +24,7 @@ from nexa_data.listing import Census
 from nexa_data.near_rows import NO_NEAR_ROWS, find_near_rows
 from nexa_data.overlaps import OverlapTable
 from nexa_data.parts import Part, collector_paused, make_parts
-from nexa_data.places import Places
+from nexa_data.places import Places, croissant_path, overview_path
 from nexa_data.quality import step_names
 from nexa_data.quality.scores import ScoreTable
 from nexa_data.rejects import Rejects, counts, rejects_at
@@ -107,7 +109,7 @@ def prepare_dataset(
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, origin, replace=replace):
         _name_in_evaluation_sets(origin, places, standing)
-        return Prepared(places.manifest, standing, is_new=False)
+        return Prepared(places.manifest, _publish(places, standing), is_new=False)
     others = _owners_of_shards(places)
     if others and not replace:
         names = ", ".join(path.stem for path, _ in others)
@@ -170,16 +172,17 @@ def _make(places: Places, origin: _Origin, standing: list[manifests.Stood], mean
         tables.close()
         if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
             raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
-        for manifest_path, _ in standing:
+        for manifest_path, old in standing:
             durable.remove(manifest_path)
+            for made_again in (croissant_path, overview_path):
+                durable.remove(made_again(layout, old))
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
     manifest = _describe(places, sources, origin.evaluation_sets(), census, rejects, tables.num_rows, num_beside, means)
     _remove_left_over(layout, standing, manifest)
-    durable.write_json(places.manifest, manifest)
+    prepared = Prepared(places.manifest, _publish(places, manifest), is_new=True)
     _name_in_evaluation_sets(origin, places, manifest)
-    prepared = Prepared(places.manifest, manifest, is_new=True)
     _report(prepared, time.monotonic() - began)
     return prepared
 
@@ -212,6 +215,20 @@ def _name_in_evaluation_sets(origin: _Origin, places: Places, manifest: manifest
         if held_against.get(places.config.key) != entry:
             named = dict(sorted({**held_against, places.config.key: entry}.items()))
             durable.write_json(member.manifest_path, {**standing, "held_against": named})
+
+
+def _publish(places: Places, manifest: manifests.Manifest) -> manifests.Manifest:
+    """Have all that describes a dataset say what the settings tell about it; the manifest is written last."""
+    from nexa_data.overview.page import write_overview
+
+    told = {**manifest, "about": places.config.about.resolved()}
+    is_current = manifests.read_manifest(places.manifest) == told
+    write_croissant(places.layout, told)
+    if not is_current or not overview_path(places.layout, told).exists():
+        write_overview(Dataset(places.layout, places.manifest, told), is_sample=True)
+    if not is_current:
+        durable.write_json(places.manifest, told)
+    return told
 
 
 def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:

@@ -43,7 +43,7 @@ class Validation:
     def as_text(self) -> str:
         lines = [f"{self.dataset}: {'sound' if self.holds else 'NOT sound'}"]
         return "\n".join(
-            [*lines, *(f"  {each.check:<10} {'ok' if each.holds else 'BAD'}: {each.says}" for each in self.findings)]
+            [*lines, *(f"  {'ok' if each.holds else 'BAD':<4} {each.check:<7} {each.says}" for each in self.findings)]
         )
 
 

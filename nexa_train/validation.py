@@ -6,6 +6,7 @@ import math
 import torch
 from torch import nn
 
+from nexa_core.errors import UserError
 from nexa_models.encoding import IGNORED, Encoded
 from nexa_models.loss import summed_loss
 from nexa_models.predict import cut_rows
@@ -15,9 +16,12 @@ from nexa_train.distributed.group import Group
 def validate(
     model: nn.Module, encoded: Encoded, *, batch_size: int, group: Group, device: torch.device, compiled: bool
 ) -> tuple[float, float]:
-    """Loss in nats and accuracy, both a mean over the learned targets; NaN when there are none.
+    """Loss in nats and accuracy, both a mean over the learned targets.
 
     Batch i goes to process i modulo their number; the sums of the batches are added up in the batches' order.
+
+    Raises:
+        UserError: there is nothing learned in any row.
     """
     model.eval()
     cut, world = cut_rows(encoded, batch_size), group.world
@@ -35,4 +39,9 @@ def validate(
                 loss = summed_loss(logits, batch.targets)
                 sums[index] = torch.stack([loss.double(), is_right, (batch.targets != IGNORED).sum()]).cpu()
     total_loss, num_right, num_targets = (math.fsum(column) for column in group.sum_on_host(sums).T.tolist())
-    return (total_loss / num_targets, num_right / num_targets) if num_targets else (math.nan, math.nan)
+    if num_targets == 0:
+        raise UserError(
+            f"None of the {len(encoded)} validation rows has a target: their prompts alone fill model.parameters.max_tokens. "
+            "Give the model more tokens, or prepare rows with shorter prompts."
+        )
+    return total_loss / num_targets, num_right / num_targets

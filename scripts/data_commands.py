@@ -1,5 +1,6 @@
 """`nexa data`: looking at prepared datasets."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from nexa_data.datasets import Dataset
 
 app = typer.Typer(
-    help="Look at prepared datasets: what each step left out, how versions differ, whether they are sound.\n\n"
+    help="Look at prepared datasets: what is in them, what each step left out, how versions differ, whether they are sound.\n\n"
     "Example: nexa data funnel news_v1",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -56,6 +57,22 @@ def diff(
 
     found = compare(_open(old), _open(new))
     show(found.as_json(), found.as_text(), as_json)
+
+
+@app.command()
+def overview(
+    dataset: Key,
+    output: Annotated[Path | None, typer.Option(help="The file to write. [default: beside the dataset]")] = None,
+) -> None:
+    """Make a page of what is in a dataset, with plots and rows; all of its rows are measured. Needs no server to be looked at.
+
+    Example: nexa data overview news_v1
+    """
+    from nexa_data.overview.page import write_overview
+
+    chosen = _open(dataset)
+    chosen.require_whole()
+    print(write_overview(chosen, output))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`nexa data`: versions compared, datasets held against their manifests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_steps_of_both_versions_stand_side_by_side(tmp_path: Path) -> None:
     assert found.steps["length"] == (None, 10)
 
 
+def test_a_changed_target_is_shown_beside_what_it_was(tmp_path: Path) -> None:
+    make(tmp_path, "v1", rows_of("pairs", range(50)), "pairs")
+    make(tmp_path, "v2", rows_of("pairs", range(5, 58), n9="another " * 30), "pairs")
+    text = compare(*(find_dataset(Layout(tmp_path), f"news_{version}") for version in ("v1", "v2"))).as_text()
+    assert re.search(r"^rows +50 +53$", text, re.MULTILINE)
+    assert re.search(r"^in both +44, 0 of them in another split$", text, re.MULTILINE)
+    assert re.search(r"^    ~ ask 9 -> (another ){5}.*…, was target$", text, re.MULTILINE)
+    assert re.search(r"^    \+ ask 50 -> target$", text, re.MULTILINE)
+
+
 def test_rows_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
     make(tmp_path, "v1", rows_of("text", range(50)))
     make(tmp_path, "v2", rows_of("pairs", range(50)), "pairs")
@@ -149,5 +160,7 @@ def test_the_commands_print_and_exit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     broken = runner.invoke(app, ["validate", "news_v1", "news_v2"])
     assert isinstance(broken.exception, NexaError)
     assert broken.exception.exit_code == 3
+    for command in (["diff", "news_v1", "news_v2"], ["overview", "news_v2"]):
+        assert "news_v2.parquet is missing. Prepare it again" in str(runner.invoke(app, command).exception)
     missing = runner.invoke(app, ["funnel", "news_v3"])
     assert "Did you mean 'news_v" in str(missing.exception)

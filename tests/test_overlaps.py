@@ -13,12 +13,10 @@ import yaml
 from nexa_core.config import DataConfig, load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_data import parts
 from nexa_data.datasets import find_dataset
 from nexa_data.funnel import NO_NEAR_DUPLICATES, show_funnel
 from nexa_data.prepare import Prepared, prepare
 from nexa_data.seen import Seen
-from nexa_data.sources import pieces
 from nexa_eval.evaluate import evaluate
 from nexa_train.train import run
 from tests.labs import MODELS, make_config
@@ -114,22 +112,6 @@ def test_near_duplicates_do_not_depend_on_the_order_of_rows_and_files(layout: La
     make(layout, shuffled)
     other = find_dataset(layout, "rows_v2").read_split("train")
     assert sorted(table.to_pylist(), key=str) == sorted(other.to_pylist(), key=str)
-
-
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_pieces_and_engines_make_the_same_bytes(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, engine: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    both = {**NEAR, **CLEAN, "quality": [{"name": "length", "min_words": 45}]}
-    make(layout, EXAM, both)
-    expected = files_below(layout.processed)
-    elsewhere = Layout(tmp_path_factory.mktemp("elsewhere"))
-    for name in ("exam.jsonl", "rows.jsonl"):
-        write_rows(elsewhere.raw / name, [json.loads(line) for line in (layout.raw / name).open()])
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 9000)
-    monkeypatch.setattr(parts, "PARALLEL_FROM_BYTES", 0)
-    make(elsewhere, EXAM, both, engine=engine)
-    assert files_below(elsewhere.processed) == expected
 
 
 def test_rows_that_repeat_an_evaluation_text_are_left_out_and_both_manifests_say_so(layout: Layout) -> None:

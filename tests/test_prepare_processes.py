@@ -97,15 +97,16 @@ def test_the_bytes_are_the_same_whatever_the_number_of_threads_and_the_hash_seed
     assert digests_below(tmp_path) == uninterrupted
 
 
-# Of the first dataset three splits, rejects, tokenizer and manifest take their names, in this order; then come the others.
-@pytest.mark.parametrize("kill_at", [4, 6, 8])
+# Of the first dataset three splits, rejects, tokenizer, Croissant file, overview and manifest take their names, in this
+# order; then come the others.
+@pytest.mark.parametrize("kill_at", [4, 7, 8, 10])
 def test_killed_at_any_write_it_leaves_no_manifest_of_half_a_dataset_and_ends_with_the_same_bytes(
     tmp_path, uninterrupted, kill_at
 ):
     write_pairs(tmp_path)
     assert run_prepare(tmp_path, DATASETS, kill_at=kill_at) == -signal.SIGKILL
     standing = list_datasets(Layout(tmp_path))
-    assert [dataset.key for dataset in standing] == (["pairs_v1"] if kill_at > 6 else [])
+    assert [dataset.key for dataset in standing] == (["pairs_v1"] if kill_at > 8 else [])
     for dataset in standing:
         assert dataset.read_split("train").num_rows > 0
     assert run_prepare(tmp_path, DATASETS) == 0

@@ -100,6 +100,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "rows": {"name": "features", "features": ["a", "b"], "label": "c"},
             "output": {"name": "training", "val": 0.0, "test": 0.0, "salt": "x"},
             "drop_duplicates": False,
+            "about": {"creator": "Ada Lovelace", "creator_type": "person"},
         },
         {
             "name": "shards",

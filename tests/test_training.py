@@ -104,6 +104,12 @@ def test_a_language_model_carries_the_unigram_model_of_its_training_targets(lab:
     assert metrics["gain_over_unigram"] > 0.3
 
 
+def test_prompts_that_leave_no_room_for_an_answer_are_named(lab: Layout) -> None:
+    parameters = {**MODELS["causal_lm"]["parameters"], "max_tokens": 4}
+    with pytest.raises(UserError, match=r"None of the [0-9]+ (validation )?rows has a target"):
+        run(make_config("causal_lm", model={"parameters": parameters}), layout=lab)
+
+
 def test_a_users_own_model_is_trained(lab: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
         "import math, torch\n"

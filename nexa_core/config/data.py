@@ -249,6 +249,29 @@ TokenizerConfig = Annotated[
 ]
 
 
+class About(Settings):
+    """What others are told of a dataset, in its Croissant file and overview; it decides no row and may change at any time."""
+
+    description: str | None = None
+    """What the rows are and where they come from; made from the counts without it."""
+    license: str | None = None
+    """The licence: its URL, e.g. https://spdx.org/licenses/CC-BY-4.0.html, or its name."""
+    url: str | None = None
+    """The dataset's page."""
+    creator: str | None = None
+    """Who made it."""
+    creator_type: Literal["organization", "person"] = "organization"
+    """What the creator is."""
+    published: Annotated[str | None, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = None
+    """The day on which it was published, e.g. 2026-01-31."""
+    citation: str | None = None
+    """How to cite it, in BibTeX where it can be."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.creator is None and "creator_type" in self.model_fields_set:
+            yield ("creator_type",), "it says what `creator:` is, and there is none"
+
+
 class DatasetConfig(Settings):
     """One dataset: a source, the rows made of it and the place where they go."""
 
@@ -268,11 +291,17 @@ class DatasetConfig(Settings):
     """Share of rows that may be bad before the dataset is refused (exit 3)."""
     drop_duplicates: bool = True
     """Whether rows with equal content are kept once only; each dropped one is listed among the rejects."""
+    about: About = About()
+    """What others are told of it."""
 
     @property
     def key(self) -> str:
         """`<name>_<version>`, as files and manifests are called."""
         return f"{self.name}_{self.version}"
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting that decides the rows, with its default filled in: all but `about`."""
+        return {name: value for name, value in super().resolved().items() if name != "about"}
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         wants_prompts_only = self.rows.name == "pairs" and self.rows.completion is None
