@@ -144,9 +144,16 @@ def _distribution(manifest: Manifest) -> Iterator[dict[str, Any]]:
             "@type": "cr:FileSet",
             "@id": SHARDS,
             "name": SHARDS,
-            "includes": "pretrain/*.parquet",
+            "includes": _shards_of_rows(manifest),
             "encodingFormat": PARQUET,
         }
+
+
+def _shards_of_rows(manifest: Manifest) -> str:
+    """The pattern of the shards' files; where shards hold token sequences, of the documents that lie beside them."""
+    if manifest.get("sequences") is None:
+        return "pretrain/*.parquet"
+    return f"documents/{manifest['name']}_{manifest['version']}_[0-9]*.parquet"
 
 
 def _record_sets(manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -118,15 +118,6 @@ class Dataset:
         record = self.manifest["tokenizer"]
         return None if record is None else self._checked(record).read_text(encoding="utf-8")
 
-    def require_whole(self) -> None:
-        """Hold each of its files against its digest.
-
-        Raises:
-            UserError: one is missing or changed.
-        """
-        for record in manifests.files_of(self.manifest):
-            self._checked(record)
-
     @property
     def sequence_tokens(self) -> int | None:
         """Tokens of each training sequence; None where the training rows are not encoded yet."""
@@ -155,6 +146,15 @@ class Dataset:
     def _sequences(self) -> Mapping[str, Any] | None:
         found: Mapping[str, Any] | None = self.manifest.get("sequences")
         return found
+
+    def require_whole(self) -> None:
+        """Hold each of its files against its digest.
+
+        Raises:
+            UserError: one is missing or changed.
+        """
+        for record in manifests.files_of(self.manifest):
+            self._checked(record)
 
     def _record(self, split: str) -> Mapping[str, Any]:
         records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]

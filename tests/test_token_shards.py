@@ -324,6 +324,13 @@ def test_a_shard_is_a_table_of_sequences(lab: Layout) -> None:
     assert set(np.concatenate(frame.row_ids)) <= set(documents.row_id)
 
 
+def test_the_croissant_file_leads_to_the_documents_of_the_shards(lab: Layout) -> None:
+    (path,) = lab.processed.rglob("*croissant*.json")
+    (shards,) = [each for each in json.loads(path.read_text())["distribution"] if each["@type"] == "cr:FileSet"]
+    found = {path.name for path in (lab.processed / "training").glob(shards["includes"])}
+    assert found == {opened(lab).split_path(shard).name for shard in opened(lab).training_splits}
+
+
 def test_validation_holds_the_sequences_against_documents_and_tokenizer(lab: Layout) -> None:
     assert validate(opened(lab)).holds, validate(opened(lab)).as_text()
     for name, change in {

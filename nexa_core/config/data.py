@@ -232,6 +232,23 @@ class TrainedTokenizer(Settings):
     """Number of tokens, the 256 bytes and the special ones among them."""
 
 
+class LoadedTokenizer(Settings):
+    """A tokenizer that is there already, of a model that is brought along or of another dataset; stored with the data."""
+
+    path: str
+    """Its tokenizer.json, below the laboratory's root or absolute. Another content of it is another dataset."""
+    begin: str | None = "<|bos|>"
+    """The token in front of each document of token sequences; null for none."""
+    end: str = "<|eos|>"
+    """The token behind each document of token sequences."""
+
+
+TokenizerConfig = Annotated[
+    Annotated[TrainedTokenizer, Tag("trained")] | Annotated[LoadedTokenizer, Tag("loaded")],
+    Discriminator(by_path),
+]
+
+
 class About(Settings):
     """What others are told of a dataset, in its Croissant file and overview; it decides no row and may change at any time."""
 
@@ -253,23 +270,6 @@ class About(Settings):
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.creator is None and "creator_type" in self.model_fields_set:
             yield ("creator_type",), "it says what `creator:` is, and there is none"
-
-
-class LoadedTokenizer(Settings):
-    """A tokenizer that is there already, of a model that is brought along or of another dataset; stored with the data."""
-
-    path: str
-    """Its tokenizer.json, below the laboratory's root or absolute. Another content of it is another dataset."""
-    begin: str | None = "<|bos|>"
-    """The token in front of each document of token sequences; null for none."""
-    end: str = "<|eos|>"
-    """The token behind each document of token sequences."""
-
-
-TokenizerConfig = Annotated[
-    Annotated[TrainedTokenizer, Tag("trained")] | Annotated[LoadedTokenizer, Tag("loaded")],
-    Discriminator(by_path),
-]
 
 
 class DatasetConfig(Settings):
