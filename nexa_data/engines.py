@@ -6,7 +6,10 @@ depend on it.
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,32 +70,40 @@ def _by_processes(make: Make, pieces: Sequence[Piece], num_processes: int) -> It
 
 
 def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-    try:
-        import ray
-        from ray.data import DataContext
-    except ImportError:
-        raise UserError(
-            "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
-        ) from None
-    is_ours = not ray.is_initialized()
-    if is_ours:  # joins the cluster of RAY_ADDRESS, or starts one on this machine
-        alone: dict[str, Any] = (
-            {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
-        )
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
-    try:
+    with _cluster() as ray:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
         for row in numbers.map(_row_maker(make, pieces)).iter_rows():
             if row["mistake"]:
                 raise UserError(row["mistake"])
             yield Path(row["path"]), row["num_lines"]
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, joined to the cluster of RAY_ADDRESS or to a new one of this machine; left as it was found."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise UserError(
+            "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
+        ) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    alone = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)  # type: ignore[arg-type]
+    try:
+        yield ray
     finally:
-        if is_ours:
-            ray.shutdown()
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end what comes after it without a checkpoint
 
 
 def _row_maker(make: Make, pieces: Sequence[Piece]) -> Callable[[dict[str, int]], dict[str, str | int]]:

@@ -1,6 +1,7 @@
 """Engines: the same bytes with each of them, within the memory that is given."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ def test_pieces_and_engines_make_the_same_bytes(
 def test_a_users_mistake_on_another_machine_is_told_as_here(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PARALLEL_FROM_BYTES", 0)
     monkeypatch.setattr(pieces, "PIECE_BYTES", 9000)
+    before = signal.getsignal(signal.SIGTERM)
     bad = {**NEAR, "quality": [{"name": "tests.test_engines:refuses", "min_score": 0}]}
     with pytest.raises(UserError, match="a step that refuses"):
         make(layout, bad, engine="ray")
+    assert signal.getsignal(signal.SIGTERM) is before, "a run that trains afterwards saves when it is asked to end"
 
 
 def refuses(text: str) -> float:
