@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-sync clean
 
 setup: $(STAMP)
 
@@ -48,5 +48,12 @@ bench-train: $(STAMP)
 	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/training/requirements.txt
 	$(BIN)/python benchmarks/training/compare.py --data "$(DATA)" --peers $(PEERS)/bin/python
 
+# The storage's data lies in memory where it can: a disk would be what is measured.
+SYNC_PEERS := benchmarks/.sync-peers
+bench-sync: $(STAMP)
+	test -x $(SYNC_PEERS)/bin/python || $(PYTHON) -m venv $(SYNC_PEERS)
+	$(SYNC_PEERS)/bin/python -m pip install --quiet -r benchmarks/sync/requirements.txt
+	$(BIN)/python -m benchmarks.sync.compare --peers $(SYNC_PEERS)/bin $(if $(wildcard /dev/shm),--folder /dev/shm)
+
 clean:
-	rm -rf .venv $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(SYNC_PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
