@@ -69,22 +69,22 @@ class Converter:
     def __call__(self, rows: Sequence[Readable]) -> Chunk:
         if not self._texts:
             return self._one_by_one(rows)
-        is_plain = [self._is_plain(row) for _, row in rows]
-        if all(is_plain):
+        if self._are_plain([row for _, row in rows]):
             return self._by_columns(rows)
+        is_plain = [self._are_plain([row]) for _, row in rows]
         made = self._by_columns(list(compress(rows, is_plain)))
         made.extend(self._one_by_one(list(compress(rows, map(not_, is_plain)))))
         return _in_order(made)
 
-    def _is_plain(self, row: RawRow) -> bool:
-        """Whether each of the used columns is a text of more than white space, and the others need no change to be JSON."""
-        if not row.is_json:
+    def _are_plain(self, rows: Sequence[RawRow]) -> bool:
+        """Whether each used column of each row is a text of more than white space, and the others need no change to be JSON."""
+        if not all(row.is_json for row in rows):
             return False
         for name, column in self._texts.items():
-            value = row.values.get(column)
-            if type(value) is not str or not value or value.isspace():
+            texts: list[Any] = [row.values.get(column) for row in rows]
+            if set(map(type, texts)) - {str} or "" in texts or any(map(str.isspace, texts)):
                 return False
-            if name == "label" and len(value) > MAX_LABEL_CHARS:
+            if name == "label" and max(map(len, texts), default=0) > MAX_LABEL_CHARS:
                 return False
         return True
 
@@ -95,7 +95,7 @@ class Converter:
             extra = self._extra(values)
         except (UnicodeEncodeError, orjson.JSONEncodeError):  # half a surrogate pair, or nested too deeply
             return self._one_by_one(rows)
-        parts = list(zip(*([framed(name, text) for text in texts] for name, texts in columns.items()), strict=True))
+        parts = zip(*(framed(name, texts) for name, texts in columns.items()), strict=True)
         none = {name: [None] * len(rows) for name in self._empty}
         return Chunk(
             raw=[row for _, row in rows],

@@ -23,13 +23,14 @@ def content_id(columns: Mapping[str, Any]) -> tuple[str, int]:
             continue
         data = value.encode("utf-8") if type(value) is str else bytes_of(value)
         size_bytes += len(data)
-        parts.append(framed(name, data))
+        parts += framed(name, [data])
     return hashlib.sha256(b"".join(parts)).hexdigest()[:ROW_ID_CHARS], size_bytes
 
 
-def framed(name: str, data: bytes) -> bytes:
-    """A column's bytes with its name and their number before them, so that no two rows are spelt alike."""
-    return b"%b %d %b" % (name.encode(), len(data), data)
+def framed(name: str, values: Sequence[bytes]) -> list[bytes]:
+    """A column's values with its name and their number of bytes before each, so that no two rows are spelt alike."""
+    before = name.encode()
+    return [b"%b %d %b" % (before, len(value), value) for value in values]
 
 
 def shown_of(kind: str, columns: Mapping[str, Any]) -> bytes:

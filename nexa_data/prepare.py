@@ -137,6 +137,7 @@ def _make(places: Places, origin: Origin, standing: list[manifests.Stood], means
             ScoreTable(stack, places.scores, config) if config.quality else None,
             OverlapTable(stack, places.overlaps, config) if origin.evaluation is not None else None,
         )
+        origin.source.begin_digests()
         census = _fill(tables, rejects, places, origin, beside, means)
         num_beside = beside.close()
         sources = origin.sources()  # refuses a file that has changed meanwhile

@@ -28,6 +28,9 @@ class Source(Protocol):
     def pieces(self) -> list[Piece]:
         """The same rows in pieces, to be read one after the other or by several processes."""
 
+    def begin_digests(self) -> None:
+        """Begin with what `origins` needs, beside other work, where that is possible."""
+
     def origins(self) -> list[dict[str, Any]]:
         """For each file or function: its name as `file`, its `sha256`, and what else is known of it."""
 

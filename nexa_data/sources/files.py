@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Files:
         self._files = dict(names)
         self._formats = {name: config.format or format_of(path) for name, path in names}
         self._states = {name: _state(path) for name, path in names}
+        self._digests: dict[str, Future[str]] = {}
         _refuse_settings_without_effect(config, set(self._formats.values()))
 
     def rows(self) -> Iterator[Row]:
@@ -69,6 +71,11 @@ class Files:
                 found.append(Whole(name, partial(self._rows_of, name, path), path, size_bytes=self._states[name][0]))
         return found
 
+    def begin_digests(self) -> None:
+        pool = ThreadPoolExecutor(1)
+        self._digests = {name: pool.submit(digests.of_file, path) for name, path in self._files.items()}
+        pool.shutdown(wait=False)
+
     def origins(self) -> list[dict[str, Any]]:
         """Name, size and digest of each file.
 
@@ -77,7 +84,9 @@ class Files:
         """
         found = []
         for name, path in self._files.items():
-            found.append({"file": name, "bytes": self._states[name][0], "sha256": digests.of_file(path)})
+            begun = self._digests.get(name)
+            digest = digests.of_file(path) if begun is None else begun.result()
+            found.append({"file": name, "bytes": self._states[name][0], "sha256": digest})
             self._refuse_change(name)
         return found
 

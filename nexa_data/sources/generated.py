@@ -39,6 +39,9 @@ class Generated:
     def pieces(self) -> list[Piece]:
         return [Whole(self._name, self.rows)]
 
+    def begin_digests(self) -> None:
+        """Nothing: the digest is that of the rows, as they are read."""
+
     def origins(self) -> list[dict[str, Any]]:
         """The digest over all rows: that of the last complete pass, or of one made for it."""
         if self._origin is None:

@@ -1,5 +1,6 @@
 """JSON documents and JSON lines."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,9 +10,19 @@ import orjson
 
 from nexa_core.config.data import JsonFormat
 from nexa_data.sources.raw import BLANK, MAX_EXCERPT_CHARS, BadRow, RawRow, Row, excerpt, without_trailing_blanks
-from nexa_data.sources.streams import UTF8_MARK, Line, UnreadableError, named_line, open_bytes, raw_lines
+from nexa_data.sources.streams import (
+    MAX_LINE_BYTES,
+    UTF8_MARK,
+    UTF16_MARKS,
+    Line,
+    UnreadableError,
+    named_line,
+    open_bytes,
+    raw_lines,
+)
 
 HUGE = 2.0**63
+NEVER_HUGE = frozenset({str, int, bool, type(None)})
 
 
 def read_json_lines(path: Path, file: str) -> Iterator[Row]:
@@ -30,6 +41,27 @@ def rows_of_lines(lines: Iterable[tuple[int, bytes, bool]], file: str) -> Iterat
             yield RawRow(file, number, values, offset, True)
 
 
+def rows_of_block(data: bytes, begin: int, file: str) -> Iterator[Row]:
+    """What `rows_of_lines` gives for whole lines that lie in memory, in less time.
+
+    Args:
+        begin: where they begin in their file.
+    """
+    if (begin == 0 and data.startswith((UTF8_MARK, *UTF16_MARKS))) or len(data) >= MAX_LINE_BYTES:
+        yield from rows_of_lines(raw_lines(io.BytesIO(data), begin), file)
+        return
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        values = _fast(line)
+        if values is None:
+            yield _row(named_line(number, begin, line, is_cut=False), file)
+        else:
+            yield RawRow(file, number, values, begin, True)
+        begin += len(line) + 1
+
+
 def excerpts_at(path: Path, offsets: Iterable[int]) -> Iterator[str]:
     """The beginnings of the lines that begin at these bytes of an uncompressed file."""
     with path.open("rb", buffering=0) as stream:
@@ -45,7 +77,9 @@ def _fast(data: bytes) -> dict[str, Any] | None:
         values = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    return values if type(values) is dict and values and not _has_huge(values.values()) else None
+    if type(values) is not dict or not values:
+        return None
+    return values if set(map(type, values.values())) <= NEVER_HUGE or not _has_huge(values.values()) else None
 
 
 def _has_huge(values: Iterable[Any]) -> bool:

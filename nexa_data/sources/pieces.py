@@ -1,14 +1,13 @@
 """What a source is read in: whole streams of rows, or, of large files of JSON lines, ranges of bytes."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexa_core import digests
-from nexa_data.sources.json_files import excerpts_at, rows_of_lines
+from nexa_data.sources.json_files import excerpts_at, rows_of_block
 from nexa_data.sources.raw import UNREADABLE, BadRow, Row
-from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, raw_lines, skip_line
+from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, skip_line
 
 PIECE_BYTES = 16 * 2**20
 
@@ -57,7 +56,7 @@ class JsonLines:
         self._load()
         assert self._data is not None
         try:
-            for row in rows_of_lines(raw_lines(io.BytesIO(self._data), self._first), self.file):
+            for row in rows_of_block(self._data, self._first, self.file):
                 self.num_lines += 1
                 yield row
         except UnreadableError as error:
