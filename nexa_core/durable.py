@@ -5,6 +5,7 @@ flushed as well, so that what exists after a power cut is complete.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -40,6 +41,29 @@ def create(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
         raise
     if flush:
         flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def resume(path: Path, partial: Path) -> Iterator[BinaryIO]:
+    """The file `partial`, as an earlier writer left it, that takes the name `path` when the block ends well.
+
+    When it does not, `partial` stays for the next try, unless the disk is full or nothing had been written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(partial, "r+b" if partial.exists() else "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if is_full or (partial.exists() and not partial.stat().st_size):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    flush_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -174,6 +198,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(leaving)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_empty_folders(folder: Path, *, below: Path) -> None:
+    """Delete `folder` and the folders around it that hold nothing, but not `below` itself."""
+    while folder.is_relative_to(below) and folder != below:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+            if error.errno == errno.ENOTEMPTY:
+                return
+        folder = folder.parent
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -350,6 +350,45 @@ def launch(
 
 
 @app.command()
+def sync(
+    source: Annotated[str, typer.Argument(help="s3://bucket/prefix, file:///folder or a folder.")],
+    destination: Annotated[str, typer.Argument(help="Likewise.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="After all was copied, delete what the source lacks.")
+    ] = False,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only such files, e.g. '*.csv'. Repeatable.", metavar="GLOB")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No such files; it wins over --include. Repeatable.", metavar="GLOB")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="URL of an S3-compatible storage. [default: AWS_ENDPOINT_URL, or AWS]")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Files, or parts of large ones, at once.", min=1, max=128)] = 32,
+    as_json: Json = False,
+) -> None:
+    """Pull or push files; they are compared by size and sha256, and none is ever there in part.
+
+    Example: nexa sync s3://bucket/raw data/raw --dry-run
+    """
+    from nexa_core.storage.sync import sync as sync_places
+
+    synced = sync_places(
+        source,
+        destination,
+        include=include or [],
+        exclude=exclude or [],
+        delete=delete,
+        dry_run=dry_run,
+        endpoint=endpoint,
+        concurrency=concurrency,
+    )
+    show(synced.as_json(), synced.as_text(), as_json)
+
+
+@app.command()
 def schema(
     of: Annotated[str, typer.Argument(help="run (train, evaluate), data (prepare), rubric (judge) or manifest.")],
 ) -> None:

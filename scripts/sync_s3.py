@@ -1,6 +1,9 @@
-"""Syncing data/raw with remote storage: not in this version; the command says so and exits 2."""
+"""The door to `nexa sync`: pull and push between s3://, file:// and folders.
 
-from nexa_core.command import refuse
+python scripts/sync_s3.py s3://bucket/raw data/raw --dry-run
+"""
+
+from nexa_core.command import enter
 
 if __name__ == "__main__":
-    refuse("Syncing with remote storage", "Copy your files into data/raw/ with the storage's own client.")
+    enter("sync")

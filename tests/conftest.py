@@ -3,6 +3,8 @@
 import os
 import shutil
 import tarfile
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from nexa_core.runs import RunFolder
 from nexa_ops.package import package
 from nexa_train.train import run
 from tests.labs import make_config, make_lab, write_config
+from tests.storages import Storage, TestBucket, start
 
 FINISHED_MODELS = ("mlp", "text_classifier", "causal_lm")
 
@@ -86,6 +89,23 @@ def finished_lab(pristine_lab: FinishedLab, tmp_path: Path) -> FinishedLab:
     """A finished laboratory of the test's own."""
     shutil.copytree(pristine_lab.root, tmp_path / "lab", symlinks=True)
     return FinishedLab(Layout(tmp_path / "lab"))
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    """An S3 storage on loopback."""
+    with start(tmp_path_factory.mktemp("storage") / "seaweed") as storage:
+        yield storage
+
+
+@pytest.fixture
+def bucket(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
+    """An empty bucket, which the environment leads to."""
+    for name, value in storage.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = TestBucket(storage, f"bucket-{uuid.uuid4().hex[:12]}")
+    storage.client().create_bucket(Bucket=bucket.name)
+    return bucket
 
 
 def read_package(tarball: Path) -> Files:

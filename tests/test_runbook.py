@@ -150,7 +150,6 @@ def test_troubleshooting(lab: Lab) -> None:
         "python -m nexa_distill.collect_teacher",
         "python -m nexa_distill.filter_pairs",
         "python scripts/cli.py tune --config configs/default.yaml --max-trials 5",
-        "python scripts/sync_s3.py",
         "MLFLOW_TRACKING_URI=http://127.0.0.1:1 nexa train",
         "WANDB_API_KEY=0123456789 nexa train",
     ],

@@ -1,0 +1,1 @@
+"""Files in folders and in buckets, and how one is made like the other."""

@@ -1,0 +1,214 @@
+"""A folder of this machine as a place to sync."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nexa_core import digests, durable
+from nexa_core.errors import UserError
+from nexa_core.storage.digest_cache import DigestCache
+from nexa_core.storage.place import (
+    PART_BYTES,
+    Conflict,
+    Corrupt,
+    Entry,
+    Keep,
+    Moved,
+    Piece,
+    Place,
+    digest,
+    read_ahead,
+    refuse_keys,
+    where,
+)
+
+UNSETTLED_NANOSECONDS = 20_000_000  # file systems stamp times by the kernel's tick, which is 10 ms at most
+TEMPORARY = re.compile(rf"\..*{re.escape(durable.TEMPORARY_SUFFIX)}")
+"""What a writer of this laboratory has not finished yet: not a file to sync."""
+PARTIAL = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(durable.TEMPORARY_SUFFIX)}")
+"""What a sync has not finished yet."""
+
+
+class Folder:
+    """Files below `root`. Symbolic links are refused: what they lead to may lie anywhere."""
+
+    def __init__(self, root: Path, *, cache: Path):
+        self.root = root.resolve()
+        self.url = str(root)
+        self.digests = DigestCache(f"file://{self.root}", cache)
+
+    def entries(self, keep: Keep) -> dict[str, Entry]:
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(
+                f"{self.url} is a file; sync takes folders. Name its folder and --include {self.root.name!r}."
+            )
+        found, links, odd, undecodable = {}, [], [], []
+        for entry in _walk(self.root):
+            key = os.path.relpath(entry.path, self.root)
+            if TEMPORARY.fullmatch(entry.name) or not keep(key):
+                continue
+            if entry.is_symlink():
+                links.append(key)
+            elif not entry.is_file():
+                odd.append(key)
+            elif not _is_text(key):
+                undecodable.append(key)
+            else:
+                found[key] = _entry(key, entry.stat())
+        refuse_keys(links, f"a symbolic link in {self.url}", "Put the file itself there")
+        refuse_keys(odd, f"neither a file nor a folder in {self.url}", "Move it elsewhere")
+        refuse_keys(undecodable, f"a name in {self.url} that is not UTF-8, which S3 keys have to be", "Rename it")
+        return found
+
+    def stated_digest(self, entry: Entry) -> str | None:
+        return self.digests.get(entry)
+
+    def read(self, entry: Entry, start: int, stop: int) -> Piece:
+        try:
+            descriptor = os.open(self._path(entry.key), os.O_RDONLY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Conflict(where(self, entry.key), "was removed while it was read") from None
+        try:
+            data = _read_all(descriptor, start, stop)
+            now = _entry(entry.key, os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
+            raise Conflict(where(self, entry.key), "changed while it was read")
+        return Piece(data)
+
+    def check(self, keys: list[str]) -> None:
+        folders = [key for key in keys if (self.root / key).is_dir()]
+        refuse_keys(folders, f"would be a file where {self.url} has a folder", "Rename one of them")
+        too_long = [key for key in keys if any(len(part.encode()) > 255 for part in key.split("/"))]
+        refuse_keys(too_long, "longer than the 255 bytes that a file's name may have", "Rename it")
+        for key in keys:
+            self._refuse_links(key)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        durable.make_new_folder(self.root)
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{self.url} is being synced by another process. Wait for it, or stop it.") from None
+        try:
+            yield
+            for entry in _walk(self.root):
+                if PARTIAL.fullmatch(entry.name):  # a killed sync's, of a file that has changed since
+                    durable.remove(Path(entry.path))
+        finally:
+            os.close(descriptor)
+
+    def write(self, key: str, source: Place, entry: Entry, *, replaces: Entry | None, lanes: int, moved: Moved) -> None:
+        self._refuse_links(key)
+        path = self._path(key)
+        partial = path.with_name(f".{_identity(source, entry)[:32]}{durable.TEMPORARY_SUFFIX}")
+        with durable.resume(path, partial) as file:
+            sha256 = _fill(file, source, entry, lanes=lanes, moved=moved)
+            if sha256 is None:  # what an earlier sync left was not what it should be
+                sha256 = _fill(file, source, entry, lanes=lanes, moved=moved, afresh=True)
+            self._check_still(key, replaces)
+        source.digests.learn(entry, str(sha256))
+        self.digests.learn(_entry(key, path.stat(), is_settled=True), str(sha256))
+
+    def remove(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._check_still(entry.key, entry)
+            durable.remove(self._path(entry.key))
+        for entry in sorted(entries, key=lambda entry: entry.key, reverse=True):
+            durable.remove_empty_folders(self._path(entry.key).parent, below=self.root)
+
+    def _path(self, key: str) -> Path:
+        return self.root / key
+
+    def _refuse_links(self, key: str) -> None:
+        parent = self._path(key).parent
+        if os.path.realpath(parent) != str(parent):
+            raise UserError(f"{where(self, key)} lies behind a symbolic link, which sync does not write through.")
+
+    def _check_still(self, key: str, planned: Entry | None) -> None:
+        try:
+            now = _entry(key, os.lstat(self._path(key)))
+        except FileNotFoundError:
+            now = None
+        if (now and (now.size_bytes, now.version)) != (planned and (planned.size_bytes, planned.version)):
+            raise Conflict(where(self, key), "changed since the sync was planned")
+
+
+def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """Everything below a folder but folders."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as inside:
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path))
+            else:
+                yield entry
+
+
+def _is_text(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _entry(key: str, found: os.stat_result, *, is_settled: bool | None = None) -> Entry:
+    if is_settled is None:
+        is_settled = time.time_ns() - found.st_ctime_ns > UNSETTLED_NANOSECONDS
+    size_bytes = found.st_size if stat.S_ISREG(found.st_mode) else -1
+    return Entry(key, size_bytes, f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}", is_settled)
+
+
+def _read_all(descriptor: int, start: int, stop: int) -> bytes:
+    pieces = []
+    while start < stop and (data := os.pread(descriptor, stop - start, start)):
+        pieces.append(data)
+        start += len(data)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _identity(source: Place, entry: Entry) -> str:
+    """Another one for other bytes, so that a download is only continued where it is the same file's."""
+    return digests.of_value([source.url, entry.key, entry.size_bytes, entry.version])
+
+
+def _fill(file: BinaryIO, source: Place, entry: Entry, *, lanes: int, moved: Moved, afresh: bool = False) -> str | None:
+    """Write a file's bytes behind those that are there; their digest, or None where those that were there are wrong.
+
+    Raises:
+        Corrupt: all bytes came from the source, and it states another digest for them.
+    """
+    size = 0 if afresh else min(file.seek(0, os.SEEK_END), entry.size_bytes)
+    begun = size // PART_BYTES * PART_BYTES
+    file.truncate(begun)
+    file.seek(0)
+    hashed, stated = hashlib.sha256(), source.stated_digest(entry) if begun else None
+    for _ in range(0, begun, PART_BYTES):
+        hashed.update(file.read(PART_BYTES))
+        moved(PART_BYTES)
+    for piece in read_ahead(source, entry, start=begun, lanes=lanes):
+        hashed.update(piece.data)
+        file.write(piece.data)
+        stated = stated or piece.stated_sha256
+        moved(len(piece.data))
+    found = hashed.hexdigest()
+    if stated is None and begun:
+        stated = digest(source, entry)  # the source states none: what was left by an earlier sync has to be compared
+    if stated in (None, found):
+        return found
+    if begun:
+        moved(-entry.size_bytes)
+        return None
+    file.truncate(0)
+    raise Corrupt(where(source, entry.key), stated=str(stated), found=found)

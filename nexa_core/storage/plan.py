@@ -1,0 +1,121 @@
+"""What a sync will do, decided before anything is written."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from nexa_core.errors import UserError
+from nexa_core.storage.place import Entry, Place, digest, printable, refuse_keys
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file that the destination lacks, or has with other bytes."""
+
+    entry: Entry
+    replaces: Entry | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sync will do; files are compared by size and SHA-256."""
+
+    copies: list[Copy]
+    deletions: list[Entry]
+    num_unchanged: int
+    num_kept: int
+    """Files that only the destination has and that stay, for want of --delete."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(copy.entry.size_bytes for copy in self.copies)
+
+    def as_json(self) -> dict[str, Any]:
+        copies = [
+            {"key": copy.entry.key, "size_bytes": copy.entry.size_bytes, "why": "changed" if copy.replaces else "new"}
+            for copy in self.copies
+        ]
+        deletions = [{"key": entry.key, "size_bytes": entry.size_bytes} for entry in self.deletions]
+        return {"copies": copies, "deletions": deletions, "unchanged": self.num_unchanged, "kept": self.num_kept}
+
+    def as_text(self) -> str:
+        rows = [("changed" if copy.replaces else "new", copy.entry) for copy in self.copies]
+        rows += [("delete", entry) for entry in self.deletions]
+        lines = [f"{what:<8}{entry.size_bytes:>16,} bytes  {printable(entry.key)}" for what, entry in rows]
+        kept = f", {self.num_kept:,} only there and kept (--delete removes them)" if self.num_kept else ""
+        counts = f"{len(self.copies):,} to copy ({self.size_bytes:,} bytes), {len(self.deletions):,} to delete"
+        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}"])
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which keys belong to a sync: those that an `include` matches, or all where there is none, less any `exclude`.
+
+    A pattern with a slash is matched against the whole key, any other against each part of it, so that `*.csv` means
+    such files everywhere and `.git` all that lies in a folder of that name. `*` matches slashes too.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def __call__(self, key: str) -> bool:
+        return (not self.include or _matches(key, self.include)) and not _matches(key, self.exclude)
+
+    def require_use(self, keys: Sequence[str]) -> None:
+        """Raise where an `include` is the pattern of no file, which is more likely a slip than meant."""
+        for pattern in self.include:
+            if not any(_matches(key, [pattern]) for key in keys):
+                raise UserError(
+                    f"--include {pattern!r} matches no file. '*.csv' means such files everywhere, "
+                    "'2026/*' all below that folder; quote it, or the shell matches it itself."
+                )
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    parts = key.split("/")
+    return any(
+        fnmatchcase(key, pattern) if "/" in pattern else any(fnmatchcase(part, pattern) for part in parts)
+        for pattern in patterns
+    )
+
+
+def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, concurrency: int) -> Plan:
+    """Compare two places.
+
+    Raises:
+        UserError: there is nothing to copy from, or some key cannot be written where it should go.
+    """
+    there, here = source.entries(keep), destination.entries(keep)
+    keep.require_use([*there, *here])
+    if not there and here and delete:
+        raise UserError(
+            f"{source.url} has no files to sync, and --delete would empty {destination.url}. "
+            "Is the source the right one? To empty the destination, delete its files by hand."
+        )
+    same_size = [key for key, entry in there.items() if key in here and here[key].size_bytes == entry.size_bytes]
+    with ThreadPoolExecutor(concurrency) as pool:
+        equal = pool.map(lambda key: _known_equal(source, there[key], destination, here[key]), same_size)
+        unchanged = {key for key, is_equal in zip(same_size, equal, strict=True) if is_equal}
+    copies = [Copy(entry, here.get(key)) for key, entry in sorted(there.items()) if key not in unchanged]
+    only_here = [entry for key, entry in sorted(here.items()) if key not in there]
+    _refuse_files_that_are_folders([*there], [*here])
+    destination.check([copy.entry.key for copy in copies if copy.replaces is None])
+    return Plan(copies, only_here if delete else [], len(unchanged), 0 if delete else len(only_here))
+
+
+def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:
+    return digest(source, entry) == digest(destination, other)
+
+
+def _refuse_files_that_are_folders(there: list[str], here: list[str]) -> None:
+    """A bucket may hold both `a` and `a/b`; a folder cannot."""
+    names = {*there, *here}
+    bad = [key for key in sorted(names) if any(parent in names for parent in _parents(key))]
+    refuse_keys(bad, "lies below a name that is a file's as well, so the two cannot be in one folder", "Rename one")
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
