@@ -1,6 +1,7 @@
 """A real S3 storage (SeaweedFS) on loopback, started once for the tests that need one."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -42,13 +43,18 @@ class Storage:
 
     def client(self) -> Any:
         """A client that knows nothing of ours."""
-        import botocore.session
-        from botocore.config import Config
+        return _client(self.endpoint)
 
-        session = botocore.session.Session()
-        session.set_credentials(ACCESS_KEY, SECRET_KEY)
-        config = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 10})
-        return session.create_client("s3", region_name="us-east-1", endpoint_url=self.endpoint, config=config)
+
+@functools.cache
+def _client(endpoint: str) -> Any:
+    import botocore.session
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    session.set_credentials(ACCESS_KEY, SECRET_KEY)
+    config = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 10})
+    return session.create_client("s3", region_name="us-east-1", endpoint_url=endpoint, config=config)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,18 @@ class TestBucket:
     @property
     def url(self) -> str:
         return f"s3://{self.name}"
+
+    def another(self, suffix: str) -> "TestBucket":
+        """One more empty bucket."""
+        self.storage.client().create_bucket(Bucket=f"{self.name}-{suffix}")
+        return TestBucket(self.storage, f"{self.name}-{suffix}")
+
+    def remove(self) -> None:
+        """Delete the bucket with all it holds."""
+        client = self.storage.client()
+        for key in self.objects():
+            client.delete_object(Bucket=self.name, Key=key)
+        client.delete_bucket(Bucket=self.name)
 
     def put(self, key: str, data: bytes, **more: Any) -> None:
         self.storage.client().put_object(Bucket=self.name, Key=key, Body=data, **more)
