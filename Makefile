@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train bench-data clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync clean
 
 setup: $(STAMP)
 
@@ -61,5 +61,12 @@ bench-data: $(STAMP)
 	$(BIN)/python benchmarks/data/compare.py --rows $(ROWS)/dirty.jsonl --clean $(ROWS)/clean.jsonl --peers $(PEERS_DATA)/bin/python
 	$(BIN)/python benchmarks/data/near_duplicates.py --data $(DATA) --peers $(PEERS_DATA)/bin/python
 
+# The storage's data lies in memory where it can: a disk would be what is measured.
+PEERS_SYNC := benchmarks/.peers-sync
+bench-sync: $(STAMP)
+	test -x $(PEERS_SYNC)/bin/python || $(PYTHON) -m venv $(PEERS_SYNC)
+	$(PEERS_SYNC)/bin/python -m pip install --quiet -r benchmarks/sync/requirements.txt
+	$(BIN)/python -m benchmarks.sync.compare --peers $(PEERS_SYNC)/bin $(if $(wildcard /dev/shm),--folder /dev/shm)
+
 clean:
-	rm -rf .venv $(PEERS) $(PEERS_DATA) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,7 +9,7 @@ from typing import Any
 PACKAGES = ("nexa_core", "nexa_data", "nexa_models", "nexa_llm", "nexa_train", "nexa_distill", "nexa_eval", "nexa_ops")
 
 
-def of_bytes(data: bytes) -> str:
+def of_bytes(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

@@ -78,19 +78,21 @@ class TestBucket:
     def remove(self) -> None:
         """Delete the bucket with all it holds."""
         client = self.storage.client()
-        for key in self.objects():
+        for key, _ in self.listing():
             client.delete_object(Bucket=self.name, Key=key)
         client.delete_bucket(Bucket=self.name)
 
     def put(self, key: str, data: bytes, **more: Any) -> None:
         self.storage.client().put_object(Bucket=self.name, Key=key, Body=data, **more)
 
+    def listing(self) -> list[tuple[str, int]]:
+        """Keys and sizes."""
+        pages = self.storage.client().get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [(each["Key"], each["Size"]) for page in pages for each in page.get("Contents", [])]
+
     def objects(self) -> dict[str, bytes]:
-        client, found = self.storage.client(), {}
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.name):
-            for each in page.get("Contents", []):
-                found[each["Key"]] = client.get_object(Bucket=self.name, Key=each["Key"])["Body"].read()
-        return found
+        client = self.storage.client()
+        return {key: client.get_object(Bucket=self.name, Key=key)["Body"].read() for key, _ in self.listing()}
 
     def head(self, key: str) -> dict[str, Any]:
         return dict(self.storage.client().head_object(Bucket=self.name, Key=key))

@@ -1,6 +1,7 @@
 """A bucket of an S3-compatible storage, or the part of one below a prefix, as a place to sync."""
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -76,6 +77,12 @@ class Bucket:
         if len(data) != stop - start:
             raise Conflict(where(self, entry.key), "changed while it was read")
         return Piece(data, self.digests.get(entry) or stated)
+
+    def hash(self, entry: Entry) -> str:
+        hashed = hashlib.sha256()
+        for start in range(0, entry.size_bytes, PART_BYTES):
+            hashed.update(self.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data)
+        return hashed.hexdigest()
 
     def check(self, keys: list[str]) -> None:
         too_long = [key for key in keys if len((self._prefix + key).encode()) > LONGEST_KEY_BYTES]
@@ -196,7 +203,7 @@ class Bucket:
         )
         return found["Body"].read(), _valid(found["Metadata"].get(DIGEST_NAME))
 
-    def _put_fast(self, name: str, data: bytes, sha256: str, condition: str | None) -> str:
+    def _put_fast(self, name: str, data: bytes | bytearray, sha256: str, condition: str | None) -> str:
         done = self._clients.fast.put(
             name,
             data,
@@ -206,7 +213,7 @@ class Bucket:
         )
         return done["e_tag"] or ""
 
-    def _put_whole(self, name: str, data: bytes, sha256: str, condition: str | None) -> str:
+    def _put_whole(self, name: str, data: bytes | bytearray, sha256: str, condition: str | None) -> str:
         only: dict[str, str] = {"IfMatch": condition} if condition else {"IfNoneMatch": "*"}
         done = self._clients.whole.put_object(
             Bucket=self._name, Key=name, Body=data, Metadata={DIGEST_NAME: sha256}, **only

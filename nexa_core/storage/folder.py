@@ -8,6 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,18 +72,12 @@ class Folder:
         return self.digests.get(entry)
 
     def read(self, entry: Entry, start: int, stop: int) -> Piece:
-        try:
-            descriptor = os.open(self._path(entry.key), os.O_RDONLY | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Conflict(where(self, entry.key), "was removed while it was read") from None
-        try:
-            data = _read_all(descriptor, start, stop)
-            now = _entry(entry.key, os.fstat(descriptor))
-        finally:
-            os.close(descriptor)
-        if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
-            raise Conflict(where(self, entry.key), "changed while it was read")
-        return Piece(data)
+        with self._reading(entry) as file:
+            return Piece(_read_all(file.fileno(), start, stop))
+
+    def hash(self, entry: Entry) -> str:
+        with self._reading(entry) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, keys: list[str]) -> None:
         folders = [key for key in keys if (self.root / key).is_dir()]
@@ -128,6 +123,19 @@ class Folder:
         for entry in sorted(entries, key=lambda entry: entry.key, reverse=True):
             durable.remove_empty_folders(self._path(entry.key).parent, below=self.root)
 
+    @contextlib.contextmanager
+    def _reading(self, entry: Entry) -> Iterator[FileIO]:
+        """The open file, which has to be the same one still when the block ends."""
+        try:
+            descriptor = os.open(self._path(entry.key), os.O_RDONLY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Conflict(where(self, entry.key), "was removed while it was read") from None
+        with FileIO(descriptor) as file:
+            yield file
+            now = _entry(entry.key, os.fstat(descriptor))
+        if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
+            raise Conflict(where(self, entry.key), "changed while it was read")
+
     def _path(self, key: str) -> Path:
         return self.root / key
 
@@ -170,12 +178,14 @@ def _entry(key: str, found: os.stat_result, *, is_settled: bool | None = None) -
     return Entry(key, size_bytes, f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}", is_settled)
 
 
-def _read_all(descriptor: int, start: int, stop: int) -> bytes:
-    pieces = []
-    while start < stop and (data := os.pread(descriptor, stop - start, start)):
-        pieces.append(data)
-        start += len(data)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _read_all(descriptor: int, start: int, stop: int) -> bytearray:
+    """Bytes up to `stop` or the end of the file; no `bytes`, for botocore copies those once more to send them."""
+    data, filled = bytearray(stop - start), 0
+    with memoryview(data) as view:
+        while filled < len(data) and (count := os.preadv(descriptor, [view[filled:]], start + filled)):
+            filled += count
+    del data[filled:]
+    return data
 
 
 def _identity(source: Place, entry: Entry) -> str:

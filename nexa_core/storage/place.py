@@ -1,6 +1,5 @@
 """What a sync needs of a place that holds files: a folder and a bucket are the two there are."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -35,7 +34,7 @@ class Entry:
 class Piece:
     """Some bytes of a file."""
 
-    data: bytes
+    data: bytes | bytearray
     stated_sha256: str | None = None
     """The digest of the whole file, where the place that holds it has it beside the bytes."""
 
@@ -58,6 +57,13 @@ class Place(Protocol):
 
     def read(self, entry: Entry, start: int, stop: int) -> Piece:
         """Bytes of the file as it was listed.
+
+        Raises:
+            Conflict: it is another file by now.
+        """
+
+    def hash(self, entry: Entry) -> str:
+        """The SHA-256 of the bytes of the file as it was listed, all of them read.
 
         Raises:
             Conflict: it is another file by now.
@@ -121,10 +127,7 @@ def digest(place: Place, entry: Entry) -> str:
     """The SHA-256 of a file, reading it only where the place cannot state it."""
     known = place.stated_digest(entry)
     if known is None:
-        hashed = hashlib.sha256()
-        for start in range(0, entry.size_bytes, PART_BYTES):
-            hashed.update(place.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data)
-        known = hashed.hexdigest()
+        known = place.hash(entry)
         place.digests.learn(entry, known)
     return known
 

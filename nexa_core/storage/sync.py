@@ -20,7 +20,7 @@ from nexa_core.storage.plan import Copy, Filter, Plan, make_plan
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CONCURRENCY = 32
+DEFAULT_CONCURRENCY = 16
 LARGE_AT_ONCE = 4
 """Files in parts that move at the same time; the lanes are shared among them, which bounds the memory."""
 SECONDS_BETWEEN_UPDATES = 0.2
