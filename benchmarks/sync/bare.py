@@ -28,3 +28,4 @@ async def upload(folder: Path, bucket: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(upload(Path(sys.argv[1]), sys.argv[2]))
+    os._exit(0)  # obstore's threads now and then abort an interpreter that ends as it should

@@ -127,7 +127,7 @@ class Folder:
     def _reading(self, entry: Entry) -> Iterator[FileIO]:
         """The open file, which has to be the same one still when the block ends."""
         try:
-            descriptor = os.open(self._path(entry.key), os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             raise Conflict(where(self, entry.key), "was removed while it was read") from None
         with FileIO(descriptor) as file:

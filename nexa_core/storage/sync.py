@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONCURRENCY = 16
 LARGE_AT_ONCE = 4
 """Files in parts that move at the same time; the lanes are shared among them, which bounds the memory."""
-SECONDS_BETWEEN_UPDATES = 0.2
+SECONDS_BETWEEN_UPDATES = 1.0  # each looks at every file that is not done, which the threads wait for
 SCHEMES = ("s3", "file")
 
 
