@@ -162,6 +162,11 @@ def test_an_empty_source_does_not_empty_the_destination(source: Path, other: str
         sync(str(tmp_path / "empty"), other, delete=True)
 
 
+def test_a_source_without_files_is_told(bucket: TestBucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sync(f"{bucket.url}/tpyo", str(tmp_path / "target"))
+    assert f"{bucket.url}/tpyo holds no files to sync; is its name right?" in caplog.text
+
+
 def test_between_two_buckets(source: Path, bucket: TestBucket, tmp_path: Path) -> None:
     sync(str(source), f"{bucket.url}/one")
     sync(f"{bucket.url}/one", f"{bucket.url}/two")
