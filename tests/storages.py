@@ -114,7 +114,8 @@ def start(folder: Path) -> Iterator[Storage]:
     }
     (folder / "data").mkdir(parents=True)
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, master_rpc, volume, volume_rpc, filer, filer_rpc, s3, s3_rpc = _free_ports(8)
+    ports = _free_ports(8)
+    master, master_rpc, volume, volume_rpc, filer, filer_rpc, s3, s3_rpc = ports
     options = {
         "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "filer": "true", "s3": "true",
         "master.port": master, "master.port.grpc": master_rpc, "master.volumeSizeLimitMB": 512,
@@ -136,6 +137,9 @@ def start(folder: Path) -> Iterator[Storage]:
         os.killpg(server.pid, signal.SIGKILL)  # it takes ten seconds to end when it is asked to
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        for port in ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -80,6 +80,8 @@ def sync(
     try:
         keep = Filter(tuple(include), tuple(exclude))
         plan = make_plan(origin, target, keep=keep, delete=delete, concurrency=concurrency)
+        if not plan.copies and not plan.num_unchanged:
+            logger.warning("%s holds no files to sync; is its name right?", origin.url)
         if not dry_run and (plan.copies or plan.deletions):
             with target.writing():
                 _apply(plan, origin, target, concurrency=concurrency)
