@@ -62,11 +62,11 @@ bench-data: $(STAMP)
 	$(BIN)/python benchmarks/data/near_duplicates.py --data $(DATA) --peers $(PEERS_DATA)/bin/python
 
 # The storage's data lies in memory where it can: a disk would be what is measured.
-SYNC_PEERS := benchmarks/.sync-peers
+PEERS_SYNC := benchmarks/.peers-sync
 bench-sync: $(STAMP)
-	test -x $(SYNC_PEERS)/bin/python || $(PYTHON) -m venv $(SYNC_PEERS)
-	$(SYNC_PEERS)/bin/python -m pip install --quiet -r benchmarks/sync/requirements.txt
-	$(BIN)/python -m benchmarks.sync.compare --peers $(SYNC_PEERS)/bin $(if $(wildcard /dev/shm),--folder /dev/shm)
+	test -x $(PEERS_SYNC)/bin/python || $(PYTHON) -m venv $(PEERS_SYNC)
+	$(PEERS_SYNC)/bin/python -m pip install --quiet -r benchmarks/sync/requirements.txt
+	$(BIN)/python -m benchmarks.sync.compare --peers $(PEERS_SYNC)/bin $(if $(wildcard /dev/shm),--folder /dev/shm)
 
 clean:
-	rm -rf .venv $(PEERS) $(PEERS_DATA) $(SYNC_PEERS) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

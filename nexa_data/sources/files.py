@@ -46,6 +46,9 @@ class Files:
         self._digests: dict[str, Future[str]] = {}
         _refuse_settings_without_effect(config, set(self._formats.values()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_digests": {}}  # what reads a piece elsewhere needs none of them
+
     def rows(self) -> Iterator[Row]:
         """Every row of every file; a file of which nothing can be read is one bad row.
 
