@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import disable_progress_bars, load_dataset
 
 
 def normalise(row: dict) -> dict:
@@ -19,6 +19,7 @@ def normalise(row: dict) -> dict:
 
 
 def main() -> None:
+    disable_progress_bars()
     rows, folder = sys.argv[1:]
     processes = os.cpu_count()
     data = load_dataset("json", data_files=rows, split="train", cache_dir=f"{folder}/cache")
