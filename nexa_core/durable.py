@@ -190,6 +190,23 @@ def move(source: Path, target: Path) -> None:
         flush_folder(folder)
 
 
+def keep(source: Path, target: Path) -> None:
+    """A second name for a file, in place of what had it; a copy where a file can have one name only."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        copy(source, target)
+    else:
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # which a rename onto the same file leaves
+        flush_folder(target.parent)
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder; half a folder is never left under its name."""
     if path.is_dir() and not path.is_symlink():

@@ -67,6 +67,11 @@ class Places:
         return self.folder / "rejects" / f"{self.config.key}.refused.jsonl"
 
     @property
+    def replaced(self) -> Path:
+        """What stood here, until the dataset that replaces it is whole."""
+        return self.folder / ".replaced" / self.config.key
+
+    @property
     def parts(self) -> Path:
         """What was made of a source's pieces, for when a part of it changes, in this version or the next; safe to delete."""
         return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.name}"

@@ -25,6 +25,7 @@ from nexa_data.places import Places
 from nexa_data.publish import name_in_evaluation_sets, publish, withdraw
 from nexa_data.quality.scores import ScoreTable
 from nexa_data.rejects import Rejects, rejects_at
+from nexa_data.replacing import kept_until_replaced, restore
 from nexa_data.rows import SCHEMAS, check_columns
 from nexa_data.sources.raw import UNREADABLE
 from nexa_data.split import HELD_OUT
@@ -78,6 +79,7 @@ def prepare_dataset(
     """`prepare` for one dataset."""
     places = Places(layout, config)
     origin = open_origin(places)
+    restore(places)
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and _still_stands(standing, places, origin, replace=replace):
         name_in_evaluation_sets(origin.evaluation, places, standing)
@@ -125,8 +127,16 @@ def _owners_of_shards(places: Places) -> list[manifests.Stood]:
 
 
 def _make(places: Places, origin: Origin, standing: list[manifests.Stood], means: Means) -> Prepared:
-    """Make the dataset, in the place of those that stand: nothing of them is touched until it has passed its gates."""
+    """Make the dataset, in the place of those that stand, which are lost only when it is whole."""
     began = time.monotonic()
+    with kept_until_replaced(places, standing):
+        prepared = _write(places, origin, standing, means)
+    name_in_evaluation_sets(origin.evaluation, places, prepared.manifest)
+    _report(prepared, time.monotonic() - began)
+    return prepared
+
+
+def _write(places: Places, origin: Origin, standing: list[manifests.Stood], means: Means) -> Prepared:
     config, layout = places.config, places.layout
     origin.tokenizers()  # before there is work to lose
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
@@ -151,10 +161,7 @@ def _make(places: Places, origin: Origin, standing: list[manifests.Stood], means
     durable.remove(places.refused_rejects)
     manifest = describe(places, origin, Outcome(sources, census, rejects.reasons, tables.num_rows, num_beside), means)
     _remove_left_over(layout, standing, manifest)
-    prepared = Prepared(places.manifest, publish(places, manifest), is_new=True)
-    name_in_evaluation_sets(origin.evaluation, places, manifest)
-    _report(prepared, time.monotonic() - began)
-    return prepared
+    return Prepared(places.manifest, publish(places, manifest), is_new=True)
 
 
 def _fill(tables: Tables, rejects: Rejects, places: Places, origin: Origin, beside: Beside, means: Means) -> Census:

@@ -56,7 +56,7 @@ def replace(source, target):
     publish(source, target)
 
 os.replace = replace
-prepare(DataConfig.model_validate_json(sys.argv[2]), Layout(Path(sys.argv[1])))
+prepare(DataConfig.model_validate_json(sys.argv[2]), Layout(Path(sys.argv[1])), replace=sys.argv[4] == "replace")
 """
 
 
@@ -70,8 +70,8 @@ def write_pairs(root: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:9]]) + "dirt\n")
 
 
-def run_prepare(root: Path, config: object, *, kill_at: int = 0, **environment: str) -> int:
-    command = [sys.executable, "-c", PREPARE, str(root), json.dumps(config), str(kill_at)]
+def run_prepare(root: Path, config: object, *, kill_at: int = 0, replace: bool = False, **environment: str) -> int:
+    command = [sys.executable, "-c", PREPARE, str(root), json.dumps(config), str(kill_at), "replace" if replace else ""]
     paths = f"{HOME}{os.pathsep}{root}"
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths, **environment}, check=False).returncode
 
@@ -110,6 +110,30 @@ def test_killed_at_any_write_it_leaves_no_manifest_of_half_a_dataset_and_ends_wi
     for dataset in standing:
         assert dataset.read_split("train").num_rows > 0
     assert run_prepare(tmp_path, DATASETS) == 0
+    assert digests_below(tmp_path) == uninterrupted
+
+
+# A second name for each of the 5 files and 3 descriptions of what stands and their list come first; then the new ones, as above.
+@pytest.mark.parametrize("kill_at", [3, 10, 12, 15, 17])
+def test_killed_while_it_replaces_a_dataset_what_stood_comes_back(tmp_path, uninterrupted, kill_at):
+    write_pairs(tmp_path)
+    assert run_prepare(tmp_path, DATASETS) == 0
+    changed = {**DATASETS["datasets"][0], "output": {"name": "training", "salt": "other"}}
+    assert run_prepare(tmp_path, {"datasets": [changed]}, kill_at=kill_at, replace=True) == -signal.SIGKILL
+    assert run_prepare(tmp_path, DATASETS) == 0
+    assert digests_below(tmp_path) == uninterrupted
+
+
+def test_an_error_while_a_dataset_is_replaced_brings_back_what_stood(tmp_path, uninterrupted):
+    write_pairs(tmp_path)
+    assert run_prepare(tmp_path, DATASETS) == 0
+    tokenizers = tmp_path / "data" / "processed" / "training" / "tokenizers"
+    changed = {**DATASETS["datasets"][0], "output": {"name": "training", "salt": "other"}}
+    tokenizers.rename(tmp_path / "aside")
+    tokenizers.write_text("no folder, so that no tokenizer can be written here\n")
+    assert run_prepare(tmp_path, {"datasets": [changed]}, replace=True) == 1
+    tokenizers.unlink()
+    (tmp_path / "aside").rename(tokenizers)
     assert digests_below(tmp_path) == uninterrupted
 
 
