@@ -118,6 +118,12 @@ def open_log(path: Path) -> TextIO:
     return open(path, "a", encoding="utf-8", buffering=1)
 
 
+def open_lock(path: Path) -> TextIO:
+    """A file without content, to be locked with `flock`; made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a")
+
+
 def json_line(value: Any, secrets: Secrets | None = None) -> bytes:
     return (redact(json.dumps(value, ensure_ascii=False, allow_nan=False), secrets) + "\n").encode("utf-8")
 

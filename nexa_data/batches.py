@@ -9,6 +9,7 @@ import pyarrow
 
 from nexa_core.config.data import Rows
 from nexa_core.config.quality import PrivateStep, QualityStep
+from nexa_core.errors import UserError
 from nexa_data.chunks import Chunk, Converter, chunks_of
 from nexa_data.contamination import find_contaminated
 from nexa_data.evaluation_sets import EvaluationSet
@@ -183,7 +184,7 @@ class _Closing:
             labels=frozenset(map(bytes.decode, made.columns.get("label", []))),
             num_features=num_features,
             excerpts_of=self._excerpts(raw, offsets),
-            **self._looked_for(table),
+            **self._looked_for(table, raw),
         )
 
     def _excerpts(self, raw: Sequence[RawRow], offsets: np.ndarray) -> Callable[[Sequence[int]], list[str]]:
@@ -192,13 +193,20 @@ class _Closing:
             return lambda rows: [excerpt(raw[row].values) for row in rows]
         return lambda rows: list(excerpts_at(offsets[rows].tolist()))
 
-    def _looked_for(self, table: pyarrow.Table) -> dict[str, Any]:
+    def _scores(self, columns: Mapping[str, Any], raw: RawRow) -> list[float]:
+        try:
+            return self._measure(columns)
+        except UserError as error:
+            place = f"line {raw.line}" if raw.offset is None else f"byte {raw.offset}"
+            raise UserError(f"{raw.file}, {place}: {error}") from error
+
+    def _looked_for(self, table: pyarrow.Table, raw: Sequence[RawRow]) -> dict[str, Any]:
         """The scores, keys and overlaps of a batch, where they are asked for."""
         making = self._making
         if not self._measure.names and not making.has_keys and making.evaluation is None:
             return {}
         rows = table.to_pylist()
-        scores = _columns_of([self._measure(columns) for columns in rows], len(self._measure.names))
+        scores = _columns_of([self._scores(*each) for each in zip(rows, raw, strict=True)], len(self._measure.names))
         texts = list(map(looked_at(making.rows.name, "all"), rows))
         keys = band_keys(signatures(texts)) if making.has_keys else None
         found = () if making.evaluation is None else find_contaminated(making.evaluation.index(), texts)

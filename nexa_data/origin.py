@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nexa_core.config.quality import CustomStep
 from nexa_data.evaluation_sets import EvaluationSet, open_evaluation_set
 from nexa_data.places import Places
+from nexa_data.quality.own import code_of
 from nexa_data.sources import Source, open_source
 from nexa_data.tokens import tokenizer_origins
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a dataset, a tokenizer's file, and the evaluation sets that decide which rows stay out."""
+    """The source of a dataset, a tokenizer's file, a user's functions, and the evaluation sets that rows are held against."""
 
     places: Places
     source: Source
@@ -19,7 +21,12 @@ class Origin:
 
     def sources(self) -> list[dict[str, Any]]:
         """Refuses a file that has changed since it was opened."""
-        return self.source.origins() + self.tokenizers()
+        return self.source.origins() + self.tokenizers() + self.functions()
+
+    def functions(self) -> list[dict[str, Any]]:
+        """The user's own quality steps, by the digests of their code."""
+        names = {step.name for step in self.places.config.quality if isinstance(step, CustomStep)}
+        return [{"file": name, "sha256": code_of(name)} for name in sorted(names)]
 
     def tokenizers(self) -> list[dict[str, Any]]:
         """Refuses a tokenizer that does not fit what it is for."""

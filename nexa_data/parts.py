@@ -5,10 +5,9 @@ has changed is only read anew where it has.
 """
 
 import contextlib
+import fcntl
 import gc
 import json
-import os
-import time
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -20,14 +19,17 @@ from typing import Any
 
 from nexa_core import digests, durable
 from nexa_core.config.data import DatasetConfig, TeacherInputsOutput
+from nexa_core.config.quality import CustomStep
 from nexa_data import manifests
 from nexa_data.batch_files import read_batches, write_batches
 from nexa_data.batches import Batch, Making, make_batches
 from nexa_data.engines import Made, Means, make_all
 from nexa_data.evaluation_sets import EvaluationSet
+from nexa_data.quality.own import code_of
 from nexa_data.sources import Source
 from nexa_data.sources.raw import ExcerptsAt, Piece
 
+LOCK = "lock"
 PARALLEL_FROM_BYTES = 48 * 2**20
 """A smaller source is read by this process: others take half a second to begin."""
 
@@ -63,6 +65,24 @@ class _Kept:
         return read_batches(self.path, self.excerpts_at)
 
 
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[set[Path]]:
+    """A block that uses files of the folder, and adds them to the set; at its end the others are removed.
+
+    Another process that uses the folder keeps them all: whoever is the last one there cleans up.
+    """
+    used: set[Path] = set()
+    with durable.open_lock(folder / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield used
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for left_over in set(folder.iterdir()) - used - {folder / LOCK}:
+            durable.remove(left_over)
+
+
 def make_parts(
     source: Source,
     config: DatasetConfig,
@@ -71,13 +91,15 @@ def make_parts(
     means: Means,
     evaluation: EvaluationSet | None = None,
     again: bool = False,
+    used: set[Path],
 ) -> Iterator[Part]:
     """The parts of a source in its order.
 
     Args:
-        folder: where what was made of pieces is kept until the source's next version.
+        folder: where what was made of pieces is kept until the source's next version; see `in_use`.
         evaluation: whose texts rows are searched for.
         again: whether batches will be read more than once.
+        used: takes the files of the folder that the parts are made of.
 
     Raises:
         RuntimeError: a process that made one of them was killed.
@@ -93,13 +115,9 @@ def make_parts(
         making = replace(making, num_features=_num_features(pieces, making))
     make = partial(_make_part, making=making, folder=folder)
     made = map(make, pieces) if is_small else make_all(make, pieces, means)
-    began, used = time.time(), set[Path]()
     for piece, (path, num_lines) in zip(pieces, made, strict=True):
         used |= {path, _facts_of(path)}
         yield Part(piece, _Kept(path, piece.excerpts_at if _can_reread(piece, making) else None), num_lines)
-    for file in set(folder.iterdir()) - used:
-        if file.stat().st_mtime < began:  # another version that is being made uses it too
-            durable.remove(file)
 
 
 def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
@@ -125,10 +143,7 @@ def _make_part(piece: Piece, making: Making, folder: Path) -> Made:
     path = folder / f"{_key(piece, digest, making)}.arrow"
     facts = None if digest is None else _read_facts(path)
     can_reread = _can_reread(piece, making)
-    if facts is not None:
-        for used in (path, _facts_of(path)):
-            os.utime(used)
-    else:
+    if facts is None:
         with collector_paused():
             write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
         facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
@@ -164,6 +179,7 @@ def _key(piece: Piece, digest: str | None, making: Making) -> str:
             "salt": making.salt,
             "num_features": making.num_features,
             "measures": [step.measures() for step in making.quality],
+            "own_code": [code_of(step.name) for step in making.quality if isinstance(step, CustomStep)],
             "has_keys": making.has_keys,
             "evaluation": making.evaluation and making.evaluation.decides(),
             "code": manifests.code_digest(),

@@ -20,7 +20,7 @@ from nexa_data.listing import Census
 from nexa_data.near_rows import NO_NEAR_ROWS, find_near_rows
 from nexa_data.origin import Origin, open_origin
 from nexa_data.overlaps import OverlapTable
-from nexa_data.parts import Part, collector_paused, make_parts
+from nexa_data.parts import Part, collector_paused, in_use, make_parts
 from nexa_data.places import Places
 from nexa_data.publish import name_in_evaluation_sets, publish, withdraw
 from nexa_data.quality.scores import ScoreTable
@@ -173,13 +173,14 @@ def _fill(tables: Tables, rejects: Rejects, places: Places, origin: Origin, besi
             config.key, f"{len(too_short):,}", too_short[0],
         )  # fmt: skip
     looks_twice = config.near_duplicates is not None
-    parts: Iterable[Part] = make_parts(
-        origin.source, config, places.parts, means=means, evaluation=origin.evaluation, again=looks_twice
-    )
-    if looks_twice:
-        parts = list(parts)
-        near = find_near_rows(parts, config)
-    return fill(tables, rejects, parts, config, beside=beside, near=near)
+    with in_use(places.parts) as used:
+        parts: Iterable[Part] = make_parts(
+            origin.source, config, places.parts, means=means, evaluation=origin.evaluation, again=looks_twice, used=used
+        )
+        if looks_twice:
+            parts = list(parts)
+            near = find_near_rows(parts, config)
+        return fill(tables, rejects, parts, config, beside=beside, near=near)
 
 
 def _remove_left_over(layout: Layout, standing: list[manifests.Stood], manifest: manifests.Manifest) -> None:

@@ -132,6 +132,20 @@ def test_other_settings_or_damaged_parts_are_never_served(tmp_path: Path) -> Non
         path.unlink()
     make(tmp_path)
     assert digests_below(tmp_path / "data" / "processed" / "training" / "train") == whole
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.glob("*.*")}
     make(tmp_path, rows={"name": "text", "text": ["text", "label"], "label": "label"})
-    assert not names & {path.name for path in folder.iterdir()}
+    assert not names & {path.name for path in folder.glob("*.*")}
+
+
+def test_parts_that_another_preparation_uses_are_not_removed(tmp_path: Path) -> None:
+    with parts.in_use(tmp_path / "cache") as used:
+        mine = tmp_path / "cache" / "mine.arrow"
+        mine.write_bytes(b"rows")
+        with parts.in_use(tmp_path / "cache"):
+            pass
+        assert mine.exists()
+        used.add(mine)
+    assert mine.exists()
+    with parts.in_use(tmp_path / "cache"):
+        pass
+    assert not mine.exists()

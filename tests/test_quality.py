@@ -1,6 +1,9 @@
 """Quality steps: what each leaves out and why, limits tried on kept scores, private data that nobody sees."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from nexa_data.quality import looked_at, open_step
 from nexa_data.quality.private import masker
 from nexa_data.sources import pieces
 
+ROOT = Path(__file__).parent.parent
 GOOD = (
     "The committee published a long report on the history of the canal, and people in the town read it with interest."
 )
@@ -238,6 +242,49 @@ def test_a_users_own_function_is_a_step(tmp_path: Path, monkeypatch: pytest.Monk
     step = {"name": "my_steps:vowels", "parameters": {"weight": 2}, "min_score": 10}
     assert make(tmp_path, ["aeiou", "aeio", "xyz"], step).num_rows["train"] == 1
     assert rejects(tmp_path)[0]["reason"] == "score below 10: 8"
+
+
+@pytest.mark.parametrize("near", [{}, {"near_duplicates": {}}])
+def test_a_users_function_that_has_changed_is_never_served_stale(tmp_path: Path, near: dict[str, Any]) -> None:
+    rows = "".join(json.dumps({"text": f"text {number} {number * 7}", "label": "a"}) + "\n" for number in range(100))
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "raw" / "rows.jsonl").write_text(rows)
+    step = {"name": "my_steps:score", "min_score": 1}
+    settings = config(step, source={"name": "files", "path": "data/raw/rows.jsonl"}, **near).resolved()
+
+    def run(version: str, *options: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "data.yaml").write_text(json.dumps({"datasets": [{**settings, "version": version}]}))
+        command = [sys.executable, "-m", "scripts.cli", "prepare", "--config", "data.yaml", *options]
+        paths = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "NEXA_ROOT": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+
+    (tmp_path / "my_steps.py").write_text("def score(text):\n    return 1\n")
+    assert " 0 rejected" in run("v1").stdout
+    (tmp_path / "my_steps.py").write_text("def score(text):\n    return len(text) % 2\n")
+    assert "my_steps:score has other content" in run("v1").stderr
+    anew = run("v2").stdout
+    assert " 0 rejected" not in anew
+    assert run("v1", "--replace").stdout.replace("v1", "v2") == anew
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", r"byte 0: quality step 'bad_steps:f' fails: ZeroDivisionError: .* begins 'aeiou'"),
+        ("return None", "quality step 'bad_steps:f' fails: TypeError"),
+        ("return float('nan')", "quality step 'bad_steps:f' gave nan; a score is a finite number"),
+    ],
+)
+def test_a_users_function_that_fails_is_told_with_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str
+) -> None:
+    (tmp_path / "bad_steps.py").write_text(f"def f(text):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_steps", raising=False)
+    with pytest.raises(UserError, match=said):
+        make(tmp_path, ["aeiou", "x"], {"name": "bad_steps:f", "min_score": 0})
+    with pytest.raises(UserError, match="its parameters do not fit"):
+        make(tmp_path, ["aeiou"], {"name": "bad_steps:f", "min_score": 0, "parameters": {"colour": 1}})
 
 
 @pytest.mark.parametrize(
