@@ -9,7 +9,8 @@ import pyarrow
 from pyarrow import ipc
 
 from nexa_core import durable
-from nexa_data.batches import Bad, Batch, Overlap
+from nexa_data.batches import Bad, Batch
+from nexa_data.evaluation_sets import Overlap
 from nexa_data.minhash import NUM_BANDS
 from nexa_data.sources.raw import BadRow, ExcerptsAt
 

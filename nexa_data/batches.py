@@ -11,8 +11,7 @@ from nexa_core.config.data import Rows
 from nexa_core.config.quality import PrivateStep, QualityStep
 from nexa_core.errors import UserError
 from nexa_data.chunks import Chunk, Converter, chunks_of
-from nexa_data.contamination import find_contaminated
-from nexa_data.evaluation_sets import EvaluationSet
+from nexa_data.evaluation_sets import EvaluationSet, Overlap
 from nexa_data.makers import RowError
 from nexa_data.minhash import band_keys, signatures
 from nexa_data.quality import looked_at, open_step
@@ -54,17 +53,6 @@ class Bad(NamedTuple):
     number: int
     step: str
     row: BadRow
-
-
-class Overlap(NamedTuple):
-    """What a row, the `row`-th of its batch, has in common with evaluation texts."""
-
-    row: int
-    evaluation_ids: tuple[str, ...]
-    """Of all evaluation texts that it repeats; the one that it covers most comes first."""
-    coverage: float
-    text: str
-    """The longest piece of text that both have."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +195,9 @@ class _Closing:
             return {}
         rows = table.to_pylist()
         scores = _columns_of([self._scores(*each) for each in zip(rows, raw, strict=True)], len(self._measure.names))
-        texts = list(map(looked_at(making.rows.name, "all"), rows))
-        keys = band_keys(signatures(texts)) if making.has_keys else None
-        found = () if making.evaluation is None else find_contaminated(making.evaluation.index(), texts)
-        overlaps = [
-            Overlap(each.row, each.evaluation_ids, each.coverage, max((span.text for span in each.spans), key=len))
-            for each in found
-        ]
+        look = looked_at(making.rows.name, "all")
+        keys = band_keys(signatures(list(map(look, rows)))) if making.has_keys else None
+        overlaps = [] if making.evaluation is None else making.evaluation.overlaps(making.rows.name, rows)
         return {"scores": dict(zip(self._measure.names, scores, strict=True)), "keys": keys, "overlaps": overlaps}
 
 

@@ -4,8 +4,9 @@
     for found in find_contaminated(index, block): ...      # of each block of rows, anywhere
 
 Texts overlap in n-grams, runs of 13 words; symbols are none, so that `24/2 = <<24/2=12>>` is five words. A text of 8 to 12 words
-is one n-gram of all its words, and shorter ones are not looked for, because their words meet by chance: the index names them.
-Words of templates belong to no n-gram and do not count.
+is one n-gram of all its words. Shorter ones are not looked for inside other texts, because their words meet by chance; a text
+that is the same as a whole, symbols included, is found whatever its length (`find_same`). Words of templates belong to no
+n-gram and do not count.
 
 Source: Brown et al. 2020, Language Models are Few-Shot Learners, appendix C (13-grams, of at least 8 words); Touvron et al.
 2023, Llama 2, appendix A.6 (contaminated words as a share of the sample's, not clean from 20% on).
@@ -25,6 +26,8 @@ MAX_OCCURRENCES = 16
 """Places in the evaluation set that are known of one n-gram, those in the rows with the smallest ids; more are a template's."""
 SIEVE_BYTES = (1 << 16, 1 << 26)
 """Smallest and largest table that tells most n-grams apart from the evaluation set's by one look."""
+
+NOTHING = numpy.uint64(0)
 
 Mask = NDArray[numpy.bool_]
 
@@ -62,7 +65,8 @@ class EvaluationIndex:
     """The n-grams of an evaluation set by their hashes, each as often as it occurs.
 
     Of each occurrence `rows` is the text, `begins` its first word there and `sizes` the number of words. `num_words` are those
-    of a text that count. `too_short` are the ids of the texts in which nothing is looked for.
+    of a text that count. `too_short` are the ids of which no text has n-grams. `wholes` are hashes of whole texts, sorted, and
+    `whole_rows` the texts that they are of.
     """
 
     row_ids: tuple[str, ...]
@@ -73,12 +77,14 @@ class EvaluationIndex:
     begins: Indices
     sizes: Indices
     sieve: Mask
+    wholes: Hashes
+    whole_rows: Indices
     templates: dict[int, Hashes]
     min_coverage: float
 
 
 def index_evaluation(texts: Sequence[str], row_ids: Sequence[str], settings: Decontamination) -> EvaluationIndex:
-    """The index of an evaluation set; the order of its rows has no influence."""
+    """The index of an evaluation set; the order of its texts has no influence, and several may be of one row."""
     order = sorted(range(len(texts)), key=lambda row: row_ids[row])
     words = _words_of_all([texts[row] for row in order])
     templates = _template_runs(settings.templates, settings.ngram_words)
@@ -95,15 +101,20 @@ def index_evaluation(texts: Sequence[str], row_ids: Sequence[str], settings: Dec
     kept = _first_occurrences(hashes, begins)
     hashes, begins, sizes, rows = hashes[kept], begins[kept], sizes[kept], text_of[begins[kept]]
     sorted_ids = tuple(row_ids[row] for row in order)
+    looked_for = {row_id for row_id, has in zip(sorted_ids, has_runs, strict=True) if has}
+    wholes = whole_hashes([texts[row] for row in order])
+    whole_rows = numpy.argsort(wholes, kind="stable")
     return EvaluationIndex(
         row_ids=sorted_ids,
-        too_short=tuple(row_id for row_id, has in zip(sorted_ids, has_runs, strict=True) if not has),
+        too_short=tuple(row_id for row_id in dict.fromkeys(sorted_ids) if row_id not in looked_for),
         num_words=numpy.bincount(text_of[is_free], minlength=len(order)),
         hashes=hashes,
         rows=rows,
         begins=begins - bounds_of(words.counts)[rows],
         sizes=sizes,
         sieve=_sieve(hashes),
+        wholes=wholes[whole_rows],
+        whole_rows=whole_rows,
         templates=templates,
         min_coverage=settings.min_coverage,
     )
@@ -115,6 +126,28 @@ def find_contaminated(index: EvaluationIndex, texts: Texts) -> Iterator[Contamin
     for block in blocks(texts):
         yield from _find_in_block(index, block, num_before)
         num_before += len(block)
+
+
+def find_same(index: EvaluationIndex, texts: Texts) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Each row whose text is an evaluation text as a whole, and the ids of those, in order."""
+    hashes = whole_hashes(texts)
+    first = numpy.searchsorted(index.wholes, hashes)
+    last = numpy.searchsorted(index.wholes, hashes, side="right")
+    for row in numpy.flatnonzero((hashes != NOTHING) & (last > first)).tolist():
+        found = index.whole_rows[first[row] : last[row]]
+        yield row, tuple(dict.fromkeys(index.row_ids[each] for each in found.tolist()))
+
+
+def whole_hashes(texts: Texts) -> Hashes:
+    """A hash of all words and symbols of each text; `NOTHING` where it has none."""
+    hashes = [numpy.empty(0, numpy.uint64)]
+    for block in blocks(texts):
+        words = words_of(read(block))
+        found = numpy.full(len(block), NOTHING)
+        whole, _, _ = runs(words.hashes, words.counts, max(int(words.counts.max(initial=1)), 1))
+        found[words.counts > 0] = numpy.maximum(whole, NOTHING + numpy.uint64(1))
+        hashes.append(found)
+    return numpy.concatenate(hashes)
 
 
 @dataclass(frozen=True)
@@ -148,7 +181,7 @@ def _find_in_block(index: EvaluationIndex, block: list[str], num_before: int) ->
         spans = tuple(
             Span(begin, end, block[row][begin:end]) for begin, end in _spans(is_covered, begins[part], ends[part])
         )
-        evaluation_ids = tuple(index.row_ids[each] for each in evaluation_rows)
+        evaluation_ids = tuple(dict.fromkeys(index.row_ids[each] for each in evaluation_rows))
         yield Contaminated(num_before + row, evaluation_ids, evaluation_share, row_share, spans)
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nexa_core.config.data import DatasetConfig
-from nexa_data.batches import Batch, Overlap, score_name
+from nexa_data.batches import Batch, score_name
+from nexa_data.evaluation_sets import Overlap
 from nexa_data.quality import open_step, step_names
 
 DECONTAMINATE, NEAR_DUPLICATES = "decontaminate", "near_duplicates"

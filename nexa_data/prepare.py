@@ -153,7 +153,8 @@ def _write(places: Places, origin: Origin, standing: list[manifests.Stood], mean
         sources = origin.sources()  # refuses a file that has changed meanwhile
         rejects.check(census.num_read, config.max_bad_fraction)
         tables.close()
-        if not any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT):
+        has_training = any(rows for split, rows in tables.num_rows.items() if split not in HELD_OUT)
+        if not has_training and getattr(config.output, "test", None) != 1:
             raise GateError(f"the training split is empty: of {census.num_kept} rows none fell into it.")
         withdraw(places, standing)
     if rejects_path != places.rejects:
@@ -168,8 +169,9 @@ def _fill(tables: Tables, rejects: Rejects, places: Places, origin: Origin, besi
     """Read the source, twice where near duplicates are to be found first."""
     config, near = places.config, NO_NEAR_ROWS
     if origin.evaluation is not None and (too_short := origin.evaluation.index().too_short):
-        logger.warning(
-            "%s: %s evaluation texts are too short to be looked for (decontaminate.min_ngram_words), such as %s",
+        logger.info(
+            "%s: %s evaluation texts are too short to be looked for inside others (decontaminate.min_ngram_words), such as %s; "
+            "rows that are the same as a whole are found",
             config.key, f"{len(too_short):,}", too_short[0],
         )  # fmt: skip
     looks_twice = config.near_duplicates is not None

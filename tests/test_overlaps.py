@@ -136,6 +136,38 @@ def test_rows_that_repeat_an_evaluation_text_are_left_out_and_both_manifests_say
     assert all(each["split"] is None and set(each["evaluation_ids"]) <= test_ids for each in overlaps)
 
 
+WHOLE = {**EXAM, "output": {"name": "training", "test": 1, "val": 0}}
+
+
+def test_a_question_that_is_copied_is_found_however_long_the_answers_are(layout: Layout) -> None:
+    draw = random.Random(3)
+    questions = [sentence(draw, 20) for _ in range(12)]
+    for name in ("exam", "rows"):
+        rows = [{"question": question, "answer": sentence(draw, 500)} for question in questions]
+        write_rows(layout.raw / f"{name}.jsonl", [*rows, {"question": f"only in {name}", "answer": "yes"}])
+    _, made = make(layout, WHOLE, CLEAN)
+    assert steps_of(made)["decontaminate"] == (13, 1)
+
+
+def test_texts_too_short_for_ngrams_are_found_where_they_are_the_same(layout: Layout) -> None:
+    sums = [{"question": f"What is {left} plus {left + 9}?", "answer": str(2 * left + 9)} for left in range(40)]
+    write_rows(layout.raw / "exam.jsonl", sums)
+    others = [{"question": f"What is {left} minus {left + 9}?", "answer": "-9"} for left in range(40)]
+    symbols = [{"question": "What is 3 + 12?", "answer": "15"}]
+    asked = [{"question": "WHAT is 3  plus 12?", "answer": "I do not know"}]
+    write_rows(layout.raw / "rows.jsonl", [*sums, *others, *symbols, *asked])
+    exam, made = make(layout, WHOLE, CLEAN)
+    assert exam.num_rows == {"train": 0, "val": 0, "test": 40}
+    assert steps_of(made)["decontaminate"] == (82, 41)
+    assert any("WHAT is 3 plus 12?" in reject["reason"] for reject in rejects_of(layout, made))
+
+
+def test_an_evaluation_set_without_rows_is_refused(layout: Layout) -> None:
+    make(layout, {**EXAM, "output": {"name": "training", "test": 0}})
+    with pytest.raises(UserError, match="exam_v1 has no rows in its split test"):
+        make(layout, CLEAN)
+
+
 def test_a_changed_evaluation_set_is_never_served_stale(layout: Layout) -> None:
     make(layout, EXAM, CLEAN)
     assert [each.is_new for each in make(layout, EXAM, CLEAN)] == [False, False]

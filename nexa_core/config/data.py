@@ -176,8 +176,8 @@ class TrainingOutput(Settings):
     name: Literal["training"]
     val: Share = 0.1
     """Share of rows for validation."""
-    test: Share = 0.1
-    """Share of rows for the test."""
+    test: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of rows for the test; 1, with `val: 0`, makes a benchmark of the whole."""
     salt: str = ""
     """Changes which rows fall into which split."""
 
@@ -209,6 +209,8 @@ class PretrainOutput(Settings):
 
 
 def _nothing_left(output: TrainingOutput | PretrainOutput) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if output.test == 1 and output.val == 0:
+        return
     if output.val + output.test >= 1:
         yield (
             ("test",),

@@ -25,7 +25,7 @@ class Decontamination(Settings):
     ngram_words: Annotated[int, Field(ge=2)] = 13
     """Words in a row that two texts must share to count as overlapping."""
     min_ngram_words: Annotated[int, Field(ge=2)] = 8
-    """Words that a shorter evaluation text, or a piece of one between templates, must have to be looked for as a whole."""
+    """Words that a shorter evaluation text, or a piece of one between templates, must have to be looked for inside others."""
     min_coverage: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Least share of words, of the evaluation text or of the row, that overlap in a row that counts as one."""
     templates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
