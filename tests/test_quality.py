@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,38 @@ def test_masked_data_is_seen_by_nobody(tmp_path: Path, monkeypatch: pytest.Monke
 def test_masking_leaves_everything_else_as_it_is() -> None:
     mask = masker(["email", "phone", "secret"])
     assert mask({"a": [1, None, 2.5, GOOD], "b@c.de": True}) == {"a": [1, None, 2.5, GOOD], "[EMAIL]": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "masked"),
+    [
+        ("order 5 4111 1111 1111 1111", "order 5 [CARD]"),
+        ("2 x 4111-1111-1111-1111 12", "2 x [CARD] 12"),
+        ("4111.1111.1111.1111, 4111 1111 1111 1112", "[CARD], 4111 1111 1111 1112"),
+        ("BE68 5390 0754 7034 BANK, be68539007547034", "[IBAN] BANK, [IBAN]"),
+        ("müller@example.org, x@münchen.de, a@b", "[EMAIL], [EMAIL], a@b"),
+        (4111111111111111, "[CARD]"),
+        (4111111111111112, 4111111111111112),
+        ({"a@b.com": 1, "c@d.com": 2}, {"[EMAIL]": 1, "[EMAIL] 2": 2}),
+    ],
+)
+def test_private_data_is_found_beside_other_words_and_digits(given: Any, masked: Any) -> None:
+    assert masker(["email", "card", "iban"])(given) == masked
+
+
+@pytest.mark.parametrize("unit", ["%20", "eyJ-", "a.b-", "1 ", "ab12 ", "+1-", "a@b"])
+def test_private_data_is_looked_for_in_linear_time(unit: str) -> None:
+    mask = masker(["email", "phone", "card", "iban", "ip_address", "secret"])
+    began = time.process_time()
+    mask(unit * 100_000)  # took hours where each place was a beginning
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize(
+    "text", ["She works as an AI researcher.", "I can't help but smile.", "He said: I won't write again."]
+)
+def test_ordinary_sentences_are_no_refusals(text: str) -> None:
+    assert reason(text, name="refusals") == ""
 
 
 def test_a_users_own_function_is_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

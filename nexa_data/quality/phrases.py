@@ -10,9 +10,10 @@ CURLY = str.maketrans({"\u2019": "'", "\u2013": "-"})
 REFUSAL = re.compile(
     r"""(?ix)
     \b(?:i'm|i\ am)\ (?:really\ |very\ )?sorry,?\ (?:but\ )?i\ (?:can't|cannot|am\ unable|'m\ unable|am\ not\ able)
-    | \bas\ an?\ (?:ai|artificial\ intelligence)(?:\ (?:language\ )?(?:model|assistant))?\b
-    | \bi(?:\ can't|\ cannot|\ won't|\ will\ not|\ am\ unable\ to|'m\ unable\ to|\ am\ not\ able\ to|'m\ not\ able\ to)
-      \ (?:help|assist|comply|fulfil+|provide|answer|do\ that|complete|create|generate|write|engage|support|discuss)\b
+    | \bas\ an?\ (?:ai|artificial\ intelligence)(?:\ (?:language\ )?(?:model|assistant)\b|,|\ i\b)
+    | \bi(?:\ can't|\ cannot|\ am\ unable\ to|'m\ unable\ to|\ am\ not\ able\ to|'m\ not\ able\ to)
+      \ (?:help(?!\ but\b)|assist|comply|fulfil+|provide|answer|do\ that|complete|create|generate|write|engage|support|discuss)\b
+    | \bi(?:\ won't|\ will\ not)\ (?:help|assist|comply|provide|do\ that)\b
     | \bi\ (?:must|have\ to)\ (?:respectfully\ )?decline\b
     | \b(?:i\ do\ not|i\ don't)\ have\ (?:personal\ )?(?:opinions|feelings|beliefs|access\ to\ (?:real|the\ internet))
     """
