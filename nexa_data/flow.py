@@ -98,10 +98,10 @@ class _Sieve:
         return left_out
 
     def _repeated(self, batch: Batch, times: np.ndarray) -> list[LeftOut]:
-        return [
-            LeftOut(index, "deduplicate", "duplicate", kept=row_id_of(batch.ids[index]))
-            for index in np.flatnonzero(times).tolist()
-        ]
+        """Rows that were there before, each with the one that is kept, which may be another that is near them."""
+        rows = np.flatnonzero(times).tolist()
+        near = {each.row: each.kept for each in self._near.among(batch.ids)} if rows else {}
+        return [LeftOut(row, "deduplicate", "duplicate", kept=near.get(row, row_id_of(batch.ids[row]))) for row in rows]
 
     def _nearly_repeated(self, batch: Batch, is_left: np.ndarray) -> list[LeftOut]:
         found = [near for near in self._near.among(batch.ids) if is_left[near.row]]

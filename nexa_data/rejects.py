@@ -31,7 +31,8 @@ class Rejects:
         reason = f"{row.reason} of {kept}" if kept else row.reason
         reason = f"{reason}: {row.detail}" if row.detail else reason
         place = {"file": row.file, "line": row.line, "offset": row.offset}
-        self._file.write(durable.json_line({**place, "reason": reason, "raw": row.raw}, self._secrets))
+        shown = reason.encode("utf-8", "backslashreplace").decode("utf-8")  # a detail may quote half a surrogate pair
+        self._file.write(durable.json_line({**place, "reason": shown, "raw": row.raw}, self._secrets))
 
     def num_in(self, step: str) -> int:
         return self.reasons[step].total()

@@ -241,3 +241,15 @@ def test_chat_settings_that_cannot_be_are_refused_with_their_line(tmp_path, rows
 def test_a_column_that_no_row_has_is_a_mistake_in_the_config(tmp_path):
     with pytest.raises(UserError, match=r"rows.messages: .* no column 'message'. Did you mean 'messages'"):
         make(tmp_path, [{"messages": turns("a", "b")}], rows={"name": "chat", "messages": "message"})
+
+
+def test_half_a_surrogate_pair_in_a_key_costs_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "raw" / "chats.jsonl"
+    path.parent.mkdir(parents=True)
+    good = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho %d"}]}\n'
+    bad = '{"messages": [{"ro\\ud800le": "user", "content": "hi"}]}\n'
+    path.write_text("".join(good % number for number in range(200)) + bad)
+    dataset = config(source={"name": "files", "path": "data/raw/chats.jsonl"}, output={"name": "training"})
+    made = prepare_dataset(dataset, Layout(tmp_path))
+    assert made.num_rejected == 1
+    assert "\\\\ud800" in (tmp_path / "data/processed/training/rejects").glob("*.jsonl").__next__().read_text()

@@ -99,6 +99,16 @@ def test_near_duplicates_are_left_out_and_name_the_row_that_is_kept(layout: Layo
         assert float(words[-1]) >= 0.8
 
 
+def test_each_row_that_is_left_out_names_one_that_is_there(layout: Layout) -> None:
+    rows = (layout.raw / "rows.jsonl").read_text()
+    (layout.raw / "rows.jsonl").write_text(rows + rows)
+    (made,) = make(layout, NEAR)
+    kept = set(find_dataset(layout, "rows_v1").read_split("train")["row_id"].to_pylist())
+    listed = rejects_of(layout, made)
+    assert len(listed) > NUM_ROWS + NUM_NEAR
+    assert {reject["reason"].split(" of ")[1][:16] for reject in listed} <= kept
+
+
 def test_near_duplicates_do_not_depend_on_the_order_of_rows_and_files(layout: Layout) -> None:
     make(layout, NEAR)
     table = find_dataset(layout, "rows_v1").read_split("train")

@@ -149,3 +149,15 @@ def test_parts_that_another_preparation_uses_are_not_removed(tmp_path: Path) -> 
     with parts.in_use(tmp_path / "cache"):
         pass
     assert not mine.exists()
+
+
+def test_a_line_over_many_pieces_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(b'{"a": "' + b"x" * 50_000 + b'"}\n{"a": 2}')
+    cut = pieces.cut_json_lines("one", path)
+    assert len(cut) > 50
+    found = [row for piece in cut for row in piece.rows()]
+    assert [row.line for row in found] == [1, 1]
+    assert found[1].offset == path.stat().st_size - len(b'{"a": 2}')
+    assert [len(piece._data or b"") for piece in cut[1:-1]] == [0] * (len(cut) - 2)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pyarrow
@@ -331,3 +332,20 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
         list(source.rows())
     with pytest.raises(UserError, match="changed while it was being read"):
         source.origins()
+
+
+def test_a_parquet_value_that_python_has_no_word_for_is_text(tmp_path):
+    late = pyarrow.array([0, 253402300800], pyarrow.timestamp("s"))  # the second is in the year 10000
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pyarrow.table({"a": [1, 2], "when": late}), tmp_path / "data" / "late.parquet")
+    rows, bad = read(tmp_path)
+    assert bad == []
+    assert [row.values["a"] for row in rows] == [1, 2]
+    assert str(rows[1].values["when"]).startswith("10000-01-01")
+
+
+def test_what_reads_a_file_elsewhere_does_not_grow_with_the_number_of_files(tmp_path):
+    for number in range(300):
+        write(tmp_path, f"{number}.csv", b"a\n1\n")
+    pieces = open_source(FilesSource(name="files", path="data"), Layout(tmp_path)).pieces()
+    assert len(pickle.dumps(pieces[0])) < 2000

@@ -46,9 +46,6 @@ class Files:
         self._digests: dict[str, Future[str]] = {}
         _refuse_settings_without_effect(config, set(self._formats.values()))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_digests": {}}  # what reads a piece elsewhere needs none of them
-
     def rows(self) -> Iterator[Row]:
         """Every row of every file; a file of which nothing can be read is one bad row.
 
@@ -57,7 +54,7 @@ class Files:
         """
         for name, path in self._files.items():
             is_empty = True
-            for row in self._rows_of(name, path):
+            for row in _rows_of(path, name, self._formats[name], self._config):
                 is_empty = False
                 yield row
             if is_empty:
@@ -71,7 +68,8 @@ class Files:
             if self._formats[name] == "jsonl" and path.suffix.lower() not in COMPRESSIONS:
                 found += cut_json_lines(name, path)
             else:
-                found.append(Whole(name, partial(self._rows_of, name, path), path, size_bytes=self._states[name][0]))
+                read = partial(_rows_of, path, name, self._formats[name], self._config)
+                found.append(Whole(name, read, path, size_bytes=self._states[name][0]))
         return found
 
     def begin_digests(self) -> None:
@@ -97,26 +95,28 @@ class Files:
         if _state(self._files[name]) != self._states[name]:
             raise UserError(f"{name} changed while it was being read; run the command again when it is complete")
 
-    def _rows_of(self, name: str, path: Path) -> Iterator[Row]:
-        try:
-            yield from self._read(name, path)
-        except UnreadableError as error:
-            yield BadRow(name, None, UNREADABLE, detail=str(error))
-        except OSError as error:  # a truncated or damaged compressed file, found when its reading gets there
-            yield BadRow(name, None, UNREADABLE, detail=f"the rest is lost: {error}")
 
-    def _read(self, name: str, path: Path) -> Iterator[Row]:
-        match self._formats[name]:
-            case "csv":
-                return read_csv(path, name, self._config.csv or CsvFormat())
-            case "json":
-                return read_json(path, name, self._config.json_ or JsonFormat())
-            case "jsonl":
-                return read_json_lines(path, name)
-            case "parquet":
-                return read_parquet(path, name)
-            case _:
-                return read_text(path, name, self._config.text or TextFormat())
+def _rows_of(path: Path, name: str, file_format: str, config: FilesSource) -> Iterator[Row]:
+    try:
+        yield from _read(path, name, file_format, config)
+    except UnreadableError as error:
+        yield BadRow(name, None, UNREADABLE, detail=str(error))
+    except OSError as error:  # a truncated or damaged compressed file, found when its reading gets there
+        yield BadRow(name, None, UNREADABLE, detail=f"the rest is lost: {error}")
+
+
+def _read(path: Path, name: str, file_format: str, config: FilesSource) -> Iterator[Row]:
+    match file_format:
+        case "csv":
+            return read_csv(path, name, config.csv or CsvFormat())
+        case "json":
+            return read_json(path, name, config.json_ or JsonFormat())
+        case "jsonl":
+            return read_json_lines(path, name)
+        case "parquet":
+            return read_parquet(path, name)
+        case _:
+            return read_text(path, name, config.text or TextFormat())
 
 
 def find_files(pattern: str, layout: Layout) -> list[Path]:

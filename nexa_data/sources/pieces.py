@@ -7,7 +7,7 @@ from pathlib import Path
 from nexa_core import digests
 from nexa_data.sources.json_files import excerpts_at, rows_of_block
 from nexa_data.sources.raw import UNREADABLE, BadRow, Row
-from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError, skip_line
+from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError
 
 PIECE_BYTES = 16 * 2**20
 
@@ -71,16 +71,18 @@ class JsonLines:
         return excerpts_at(self.path, offsets)
 
     def _load(self) -> None:
-        """Read the lines at once: the last one to its end, be that beyond the range."""
+        """Read the lines at once: the last one to its end, be that beyond the range. Where none begins nothing is looked for."""
         if self._data is not None:
             return
         with self.path.open("rb") as file:
+            before = max(0, self.begin - 1)
+            file.seek(before)
+            data = file.read(self.end - before)
             if self.begin:
-                file.seek(self.begin - 1)
-                if file.read(1) != b"\n":
-                    skip_line(file)
-            self._first = file.tell()
-            data = file.read(max(0, self.end - self._first))
+                skipped = data.find(b"\n") + 1 or len(data)
+                data = data[skipped:]
+                before += skipped
+            self._first = before
             if data and not data.endswith(b"\n"):
                 data += file.readline(MAX_LINE_BYTES + 1)
         self._data = data
