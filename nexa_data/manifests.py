@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,11 @@ def fingerprint(config: Mapping[str, Any], origins: list[dict[str, Any]], code: 
     return digests.of_value({"config": config, "sources": sources, "code": code})
 
 
+@cache
 def code_digest() -> str:
-    """The digest of the source of `nexa_data`."""
-    home = Path(__file__).resolve().parent
-    return digests.of_tree(home.rglob("*.py"), home)
+    """The digest of the source that makes datasets, `nexa_data` and what it stands on."""
+    home = Path(__file__).resolve().parent.parent
+    return digests.of_tree((path for name in ("nexa_core", "nexa_data") for path in (home / name).rglob("*.py")), home)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import gc
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -183,6 +184,7 @@ def _key(piece: Piece, digest: str | None, making: Making) -> str:
             "has_keys": making.has_keys,
             "evaluation": making.evaluation and making.evaluation.decides(),
             "code": manifests.code_digest(),
+            "unicode": unicodedata.unidata_version,
             "libraries": {name: metadata.version(name) for name in ("numpy", "orjson", "py3langid", "pyarrow")},
         }
     )

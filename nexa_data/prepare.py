@@ -110,8 +110,10 @@ def _still_stands(standing: manifests.Manifest, places: Places, origin: Origin, 
         if problem := manifests.damage(places.layout, record):
             logger.warning("%s: %s; making the dataset again", key, problem)
             return False
-    note = "" if is_same_code else " (made by another state of the code; --replace makes it anew)"
-    logger.info("%s: nothing to do, it stands as asked%s", key, note)
+    if is_same_code:
+        logger.info("%s: nothing to do, it stands as asked", key)
+    else:
+        logger.warning("%s: it stands as another state of the code made it; --replace makes it anew", key)
     return True
 
 
