@@ -109,6 +109,14 @@ def test_a_quoted_field_may_run_over_lines_and_hold_quotes_and_blank_lines(tmp_p
     assert bad == []
 
 
+def test_an_open_quote_that_a_later_one_closes_costs_its_own_line(tmp_path):
+    good_rows = b"".join(b"row %d,b\n" % number for number in range(50))
+    write(tmp_path, "x.csv", b'a,b\n"open quote,a\n' + good_rows + b'x",b,c\nlast,d\n')
+    good, bad = read(tmp_path)
+    assert [row.values["a"] for row in good] == [*(f"row {number}" for number in range(50)), "last"]
+    assert [(row.line, row.reason) for row in bad] == [(2, "unclosed quote"), (53, "too many fields")]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

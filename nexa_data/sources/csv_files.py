@@ -33,13 +33,15 @@ def read_csv(path: Path, file: str, settings: CsvFormat) -> Iterator[Row]:
         UserError: a column name stands twice in the header, or `columns` has another length than the header.
         UnreadableError: the header is broken, so that no row can be understood.
     """
-    records = _records(RecordLines(lines(path)), settings.delimiter)
+    source = RecordLines(lines(path))
+    records = _records(source, settings.delimiter)
     columns = list(settings.columns or ())
     if settings.header:
         header = next(records, None)
         if header is None:
             return
         columns = _columns(header, columns, file)
+    source.num_columns = len(columns)
     has_rows = False
     for row in without_trailing_blanks(_row(record, columns, file) for record in records):
         has_rows = True
@@ -83,6 +85,8 @@ class RecordLines:
         self._returned: deque[Line] = deque()
         self._num_chars = 0
         self.taken: list[Line] = []
+        self.num_columns: int | None = None
+        """Once they are known: a record over several lines with another number of fields has a quote that nobody closed."""
 
     def __iter__(self) -> "RecordLines":
         return self
@@ -120,6 +124,12 @@ def _records(source: RecordLines, delimiter: str) -> Iterator[Record]:
             reason = _reason(error, len(source.taken))
             first = source.return_all_but_first()
             yield Record(first.number, first.offset, [], first.text, first.problem or reason, first.detail)
+            reader = csv.reader(source, delimiter=delimiter, strict=True)
+            continue
+        if len(source.taken) > 1 and source.num_columns not in (None, len(fields)):
+            detail = f"{len(fields)} fields instead of {source.num_columns} over {len(source.taken)} lines"
+            first = source.return_all_but_first()
+            yield Record(first.number, first.offset, [], first.text, "unclosed quote", detail)
             reader = csv.reader(source, delimiter=delimiter, strict=True)
             continue
         yield _record(fields, source.taken)
