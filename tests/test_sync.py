@@ -435,6 +435,22 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         ("here", "here", {}, "here and here are the same place, or one lies inside the other"),
         ("here", "here/inside", {}, "are the same place, or one lies inside the other"),
         ("here", "there", {"include": ["*.csv"]}, "--include '*.csv' matches no file"),
+        ("here", "", {"delete": True}, "A place to sync has an empty name. Name a folder ('.' for this one), or s3://"),
+        (" ", "there", {}, "A place to sync has an empty name"),
+        (
+            "here",
+            "s3:/bucket/x",
+            {},
+            "'s3:/bucket/x' is no URL. Did you mean s3://bucket/x? A folder of that name is ./s3",
+        ),
+        ("here", "s3:bucket", {}, "Did you mean s3://bucket?"),
+        ("here", "S3//bucket", {}, "Did you mean s3://bucket?"),
+        ("file:/here", "there", {}, "Did you mean file:///here?"),
+        ("https:/host/x", "there", {}, "Unknown scheme 'https'. Allowed: file, s3"),
+        (
+            *("here", "there", {"exclude": ["kep/*"], "delete": True}),
+            "--exclude 'kep/*' matches no file, and --delete would remove what it was meant to keep",
+        ),
         ("here", "there", {"endpoint": "http://x"}, "--endpoint http://x is for s3:// places"),
     ],
 )
@@ -450,6 +466,22 @@ def test_bad_input_is_told_in_one_sentence(
     with pytest.raises(UserError) as told:
         sync(source, destination, **options)  # type: ignore[arg-type]
     assert message in str(told.value)
+    assert read(tmp_path / "lab") == {"here/file": b"1"}
+
+
+def test_folders_may_still_be_named_like_urls(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("./s3:raw", "s3", "s3/raw", "s3raw"):
+        sync(str(source), name)
+        assert (tmp_path / name / "a.csv").exists()
+
+
+def test_an_exclude_is_used_where_it_matches_on_either_side(tmp_path: Path) -> None:
+    write(tmp_path / "source", {"a": b"1"})
+    target = write(tmp_path / "target", {"keep/b": b"2", "stale": b"3"})
+    sync(str(tmp_path / "source"), str(target), exclude=["keep"], delete=True)
+    assert read(target) == {"a": b"1", "keep/b": b"2"}
+    sync(str(tmp_path / "source"), str(target), exclude=["of no file"])  # nothing is deleted: it may stand in a script
 
 
 def nexa_sync(arguments: list[str], environment: dict[str, str], **more: object) -> "subprocess.CompletedProcess[str]":

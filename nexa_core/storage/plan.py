@@ -63,14 +63,24 @@ class Filter:
     def __call__(self, key: str) -> bool:
         return (not self.include or _matches(key, self.include)) and not _matches(key, self.exclude)
 
-    def require_use(self, keys: Sequence[str]) -> None:
-        """Raise where an `include` is the pattern of no file, which is more likely a slip than meant."""
-        for pattern in self.include:
-            if not any(_matches(key, [pattern]) for key in keys):
-                raise UserError(
-                    f"--include {pattern!r} matches no file. '*.csv' means such files everywhere, "
-                    "'2026/*' all below that folder; quote it, or the shell matches it itself."
-                )
+    def require_use(self, *, kept: Sequence[str], left_out: Sequence[str], delete: bool) -> None:
+        """Raise where a pattern is that of no file, which is more likely a slip than meant.
+
+        An `exclude` is only asked for with `delete`: the files that it was to keep would be lost.
+        """
+        unused = [("--include", pattern) for pattern in self.include if not _is_used(pattern, kept)]
+        if delete:
+            unused += [("--exclude", pattern) for pattern in self.exclude if not _is_used(pattern, left_out)]
+        for option, pattern in unused:
+            lost = ", and --delete would remove what it was meant to keep" if option == "--exclude" else ""
+            raise UserError(
+                f"{option} {pattern!r} matches no file{lost}. '*.csv' means such files everywhere, "
+                "'2026/*' all below that folder; quote it, or the shell matches it itself."
+            )
+
+
+def _is_used(pattern: str, keys: Sequence[str]) -> bool:
+    return any(_matches(key, [pattern]) for key in keys)
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
@@ -87,8 +97,15 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     Raises:
         UserError: there is nothing to copy from, or some key cannot be written where it should go.
     """
-    there, here = source.entries(keep), destination.entries(keep)
-    keep.require_use([*there, *here])
+    left_out: list[str] = []
+
+    def belongs(key: str) -> bool:
+        if not (is_kept := keep(key)):
+            left_out.append(key)
+        return is_kept
+
+    there, here = source.entries(belongs), destination.entries(belongs)
+    keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(
             f"{source.url} has no files to sync, and --delete would empty {destination.url}. "
