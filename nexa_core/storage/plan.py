@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nexa_core.errors import UserError
-from nexa_core.storage.place import Entry, Place, digest, printable, refuse_keys
+from nexa_core.storage.place import Entry, Place, digest, is_unfinished, printable, refuse_keys
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Plan:
     num_unchanged: int
     num_kept: int
     """Files that only the destination has and that stay, for want of --delete."""
+    unfinished: list[str]
+    """Keys, on either side, of what a writer has not finished: neither copied nor deleted."""
 
     @property
     def size_bytes(self) -> int:
@@ -38,7 +40,8 @@ class Plan:
             for copy in self.copies
         ]
         deletions = [{"key": entry.key, "size_bytes": entry.size_bytes} for entry in self.deletions]
-        return {"copies": copies, "deletions": deletions, "unchanged": self.num_unchanged, "kept": self.num_kept}
+        counts = {"unchanged": self.num_unchanged, "kept": self.num_kept}
+        return {"copies": copies, "deletions": deletions, **counts, "unfinished": self.unfinished}
 
     def as_text(self) -> str:
         rows = [("changed" if copy.replaces else "new", copy.entry) for copy in self.copies]
@@ -46,7 +49,13 @@ class Plan:
         lines = [f"{what:<8}{entry.size_bytes:>16,} bytes  {printable(entry.key)}" for what, entry in rows]
         kept = f", {self.num_kept:,} only there and kept (--delete removes them)" if self.num_kept else ""
         counts = f"{len(self.copies):,} to copy ({self.size_bytes:,} bytes), {len(self.deletions):,} to delete"
-        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}"])
+        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}{self.unfinished_as_text()}"])
+
+    def unfinished_as_text(self) -> str:
+        if not self.unfinished:
+            return ""
+        more = f" and {len(self.unfinished) - 1:,} more" if len(self.unfinished) > 1 else ""
+        return f", left out as unfinished: {printable(self.unfinished[0])}{more}"
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,16 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     Raises:
         UserError: there is nothing to copy from, or some key cannot be written where it should go.
     """
-    left_out: list[str] = []
+    left_out, unfinished = [], set()
 
     def belongs(key: str) -> bool:
-        if not (is_kept := keep(key)):
+        if not keep(key):
             left_out.append(key)
-        return is_kept
+        elif is_unfinished(key):
+            unfinished.add(key)
+        else:
+            return True
+        return False
 
     there, here = source.entries(belongs), destination.entries(belongs)
     keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
@@ -119,7 +132,8 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     only_here = [entry for key, entry in sorted(here.items()) if key not in there]
     _refuse_files_that_are_folders([*there], [*here])
     destination.check([copy.entry.key for copy in copies if copy.replaces is None])
-    return Plan(copies, only_here if delete else [], len(unchanged), 0 if delete else len(only_here))
+    deletions, num_kept = (only_here, 0) if delete else ([], len(only_here))
+    return Plan(copies, deletions, len(unchanged), num_kept, sorted(unfinished))
 
 
 def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:
