@@ -18,7 +18,7 @@ from nexa_core import durable
 from nexa_core.errors import UserError
 from nexa_core.storage.bucket import Bucket
 from nexa_core.storage.folder import Folder
-from nexa_core.storage.place import PART_BYTES, Conflict, Corrupt, Entry
+from nexa_core.storage.place import PART_BYTES, Conflict, Corrupt, Entry, is_unfinished
 from nexa_core.storage.sync import Synced, open_place, sync
 from tests.storages import SECRET_KEY, Storage, TestBucket
 
@@ -324,10 +324,41 @@ def test_two_syncs_into_one_folder_do_not_meet(source: Path, tmp_path: Path) -> 
         sync(str(source), str(tmp_path / "target"))
 
 
-def test_temporary_files_are_not_synced_and_those_of_killed_syncs_go(source: Path, tmp_path: Path) -> None:
-    write(source, {".a.csv.123.partial": b"somebody is writing"})
-    left = f".{'0' * 32}.partial"
-    target = write(tmp_path / "target", {left: b"of a killed sync"})
+UNFINISHED = {
+    f"{folder}{name}": b"half"
+    for folder in ("", "b/", ".d.12.partial/")
+    for name in (".a.csv.123.partial", f".{'0' * 32}.partial", ".t.parquet.5.whole.partial")
+}
+YOURS = {"d/.notes.partial": b"1", ".partial": b"2", "a.123.partial": b"3", ".0a.partial": b"4", ".x.partial/y": b"5"}
+
+
+def test_unfinished_files_are_left_alone_on_both_sides_and_told(
+    bucket: TestBucket, source: Path, tmp_path: Path
+) -> None:
+    write(source, UNFINISHED)
+    for key in UNFINISHED:
+        bucket.put(f"raw/other/{key}", b"half")
+    pushed = sync(str(source), f"{bucket.url}/raw", delete=True)
+    there = {f"other/{key}" for key in UNFINISHED}
+    assert set(pushed.plan.unfinished) == there | set(UNFINISHED)
+    assert keys(pushed) == (set(FILES), set())
+    assert f"left out as unfinished: {min(there | set(UNFINISHED))} and 17 more" in pushed.as_text()
+    assert {key for key in bucket.objects() if key.startswith("raw/other")} == {f"raw/{key}" for key in there}
+    sync(f"{bucket.url}/raw", str(tmp_path / "back"))
+    assert read(tmp_path / "back") == FILES
+
+
+def test_your_files_that_end_in_partial_are_files(other: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "source", YOURS)
+    sync(str(source), other)
+    assert sync(str(source), other, delete=True).plan.num_unchanged == len(YOURS)
+    for _ in range(2):
+        assert sync(other, str(tmp_path / "back"), delete=True).plan.unfinished == []
+    assert read(tmp_path / "back") == YOURS
+
+
+def test_what_killed_syncs_left_goes(source: Path, tmp_path: Path) -> None:
+    target = write(tmp_path / "target", {f".{'0' * 32}.partial": b"of a killed sync"})
     sync(str(source), str(target))
     assert read(target) == FILES
 
@@ -352,7 +383,7 @@ def test_odd_names_come_back_as_they_were(other: str, tmp_path: Path) -> None:
 
 # SeaweedFS takes a backslash for a slash.
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0\\"), min_size=1, max_size=40).filter(
-    lambda name: name not in (".", "..") and len(name.encode()) <= 255 and not name.endswith(".partial")
+    lambda name: name not in (".", "..") and len(name.encode()) <= 255 and not is_unfinished(name)
 )
 
 
@@ -435,6 +466,22 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         ("here", "here", {}, "here and here are the same place, or one lies inside the other"),
         ("here", "here/inside", {}, "are the same place, or one lies inside the other"),
         ("here", "there", {"include": ["*.csv"]}, "--include '*.csv' matches no file"),
+        ("here", "", {"delete": True}, "A place to sync has an empty name. Name a folder ('.' for this one), or s3://"),
+        (" ", "there", {}, "A place to sync has an empty name"),
+        (
+            "here",
+            "s3:/bucket/x",
+            {},
+            "'s3:/bucket/x' is no URL. Did you mean s3://bucket/x? A folder of that name is ./s3",
+        ),
+        ("here", "s3:bucket", {}, "Did you mean s3://bucket?"),
+        ("here", "S3//bucket", {}, "Did you mean s3://bucket?"),
+        ("file:/here", "there", {}, "Did you mean file:///here?"),
+        ("https:/host/x", "there", {}, "Unknown scheme 'https'. Allowed: file, s3"),
+        (
+            *("here", "there", {"exclude": ["kep/*"], "delete": True}),
+            "--exclude 'kep/*' matches no file, and --delete would remove what it was meant to keep",
+        ),
         ("here", "there", {"endpoint": "http://x"}, "--endpoint http://x is for s3:// places"),
     ],
 )
@@ -450,6 +497,22 @@ def test_bad_input_is_told_in_one_sentence(
     with pytest.raises(UserError) as told:
         sync(source, destination, **options)  # type: ignore[arg-type]
     assert message in str(told.value)
+    assert read(tmp_path / "lab") == {"here/file": b"1"}
+
+
+def test_folders_may_still_be_named_like_urls(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("./s3:raw", "s3", "s3/raw", "s3raw"):
+        sync(str(source), name)
+        assert (tmp_path / name / "a.csv").exists()
+
+
+def test_an_exclude_is_used_where_it_matches_on_either_side(tmp_path: Path) -> None:
+    write(tmp_path / "source", {"a": b"1"})
+    target = write(tmp_path / "target", {"keep/b": b"2", "stale": b"3"})
+    sync(str(tmp_path / "source"), str(target), exclude=["keep"], delete=True)
+    assert read(target) == {"a": b"1", "keep/b": b"2"}
+    sync(str(tmp_path / "source"), str(target), exclude=["of no file"])  # nothing is deleted: it may stand in a script
 
 
 def nexa_sync(arguments: list[str], environment: dict[str, str], **more: object) -> "subprocess.CompletedProcess[str]":

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from nexa_core import digests, durable
 from nexa_core.errors import UserError
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
+    DOWNLOAD,
     PART_BYTES,
     Conflict,
     Corrupt,
@@ -31,10 +31,6 @@ from nexa_core.storage.place import (
 )
 
 UNSETTLED_NANOSECONDS = 20_000_000  # file systems stamp times by the kernel's tick, which is 10 ms at most
-TEMPORARY = re.compile(rf"\..*{re.escape(durable.TEMPORARY_SUFFIX)}")
-"""What a writer of this laboratory has not finished yet: not a file to sync."""
-PARTIAL = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(durable.TEMPORARY_SUFFIX)}")
-"""What a sync has not finished yet."""
 
 
 class Folder:
@@ -53,7 +49,7 @@ class Folder:
         found, links, odd, undecodable = {}, [], [], []
         for entry in _walk(self.root):
             key = os.path.relpath(entry.path, self.root)
-            if TEMPORARY.fullmatch(entry.name) or not keep(key):
+            if not keep(key):
                 continue
             if entry.is_symlink():
                 links.append(key)
@@ -99,7 +95,7 @@ class Folder:
         try:
             yield
             for entry in _walk(self.root):
-                if PARTIAL.fullmatch(entry.name):  # a killed sync's, of a file that has changed since
+                if DOWNLOAD.fullmatch(entry.name):  # a killed sync's, of a file that has changed since
                     durable.remove(Path(entry.path))
         finally:
             os.close(descriptor)

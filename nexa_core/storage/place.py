@@ -1,16 +1,23 @@
 """What a sync needs of a place that holds files: a folder and a bucket are the two there are."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from nexa_core import durable
 from nexa_core.errors import GateError, UserError
 from nexa_core.storage.digest_cache import DigestCache
 
 PART_BYTES = 8 << 20
 """Files up to this size move in one piece, larger ones in pieces of it; S3 takes no less than 5 MiB."""
+
+DOWNLOAD = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(durable.TEMPORARY_SUFFIX)}")
+"""What a sync calls a file that it has not finished yet."""
+OTHER_WRITERS = re.compile(rf"\..+\.[0-9]+(\.whole)?{re.escape(durable.TEMPORARY_SUFFIX)}", re.DOTALL)
+"""What the other writers of this laboratory call theirs; a user's own `.notes.partial` is a file like any other."""
 
 Keep = Callable[[str], bool]
 """Whether a key belongs to what is synced."""
@@ -114,6 +121,13 @@ def where(place: Place, key: str) -> str:
 def printable(key: str) -> str:
     """`key` on one line, whatever characters it has."""
     return key if key.isprintable() else repr(key)[1:-1]
+
+
+def is_unfinished(key: str) -> bool:
+    """Whether a file is one that a writer of this laboratory has not finished yet, or lies in such a folder."""
+    return durable.TEMPORARY_SUFFIX in key and any(
+        DOWNLOAD.fullmatch(part) or OTHER_WRITERS.fullmatch(part) for part in key.split("/")
+    )
 
 
 def refuse_keys(bad: list[str], why: str, do: str) -> None:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nexa_core.errors import UserError
-from nexa_core.storage.place import Entry, Place, digest, printable, refuse_keys
+from nexa_core.storage.place import Entry, Place, digest, is_unfinished, printable, refuse_keys
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Plan:
     num_unchanged: int
     num_kept: int
     """Files that only the destination has and that stay, for want of --delete."""
+    unfinished: list[str]
+    """Keys, on either side, of what a writer has not finished: neither copied nor deleted."""
 
     @property
     def size_bytes(self) -> int:
@@ -38,7 +40,8 @@ class Plan:
             for copy in self.copies
         ]
         deletions = [{"key": entry.key, "size_bytes": entry.size_bytes} for entry in self.deletions]
-        return {"copies": copies, "deletions": deletions, "unchanged": self.num_unchanged, "kept": self.num_kept}
+        counts = {"unchanged": self.num_unchanged, "kept": self.num_kept}
+        return {"copies": copies, "deletions": deletions, **counts, "unfinished": self.unfinished}
 
     def as_text(self) -> str:
         rows = [("changed" if copy.replaces else "new", copy.entry) for copy in self.copies]
@@ -46,7 +49,13 @@ class Plan:
         lines = [f"{what:<8}{entry.size_bytes:>16,} bytes  {printable(entry.key)}" for what, entry in rows]
         kept = f", {self.num_kept:,} only there and kept (--delete removes them)" if self.num_kept else ""
         counts = f"{len(self.copies):,} to copy ({self.size_bytes:,} bytes), {len(self.deletions):,} to delete"
-        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}"])
+        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}{self.unfinished_as_text()}"])
+
+    def unfinished_as_text(self) -> str:
+        if not self.unfinished:
+            return ""
+        more = f" and {len(self.unfinished) - 1:,} more" if len(self.unfinished) > 1 else ""
+        return f", left out as unfinished: {printable(self.unfinished[0])}{more}"
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,24 @@ class Filter:
     def __call__(self, key: str) -> bool:
         return (not self.include or _matches(key, self.include)) and not _matches(key, self.exclude)
 
-    def require_use(self, keys: Sequence[str]) -> None:
-        """Raise where an `include` is the pattern of no file, which is more likely a slip than meant."""
-        for pattern in self.include:
-            if not any(_matches(key, [pattern]) for key in keys):
-                raise UserError(
-                    f"--include {pattern!r} matches no file. '*.csv' means such files everywhere, "
-                    "'2026/*' all below that folder; quote it, or the shell matches it itself."
-                )
+    def require_use(self, *, kept: Sequence[str], left_out: Sequence[str], delete: bool) -> None:
+        """Raise where a pattern is that of no file, which is more likely a slip than meant.
+
+        An `exclude` is only asked for with `delete`: the files that it was to keep would be lost.
+        """
+        unused = [("--include", pattern) for pattern in self.include if not _is_used(pattern, kept)]
+        if delete:
+            unused += [("--exclude", pattern) for pattern in self.exclude if not _is_used(pattern, left_out)]
+        for option, pattern in unused:
+            lost = ", and --delete would remove what it was meant to keep" if option == "--exclude" else ""
+            raise UserError(
+                f"{option} {pattern!r} matches no file{lost}. '*.csv' means such files everywhere, "
+                "'2026/*' all below that folder; quote it, or the shell matches it itself."
+            )
+
+
+def _is_used(pattern: str, keys: Sequence[str]) -> bool:
+    return any(_matches(key, [pattern]) for key in keys)
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
@@ -87,8 +106,19 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     Raises:
         UserError: there is nothing to copy from, or some key cannot be written where it should go.
     """
-    there, here = source.entries(keep), destination.entries(keep)
-    keep.require_use([*there, *here])
+    left_out, unfinished = [], set()
+
+    def belongs(key: str) -> bool:
+        if not keep(key):
+            left_out.append(key)
+        elif is_unfinished(key):
+            unfinished.add(key)
+        else:
+            return True
+        return False
+
+    there, here = source.entries(belongs), destination.entries(belongs)
+    keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(
             f"{source.url} has no files to sync, and --delete would empty {destination.url}. "
@@ -102,7 +132,8 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     only_here = [entry for key, entry in sorted(here.items()) if key not in there]
     _refuse_files_that_are_folders([*there], [*here])
     destination.check([copy.entry.key for copy in copies if copy.replaces is None])
-    return Plan(copies, only_here if delete else [], len(unchanged), 0 if delete else len(only_here))
+    deletions, num_kept = (only_here, 0) if delete else ([], len(only_here))
+    return Plan(copies, deletions, len(unchanged), num_kept, sorted(unfinished))
 
 
 def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:

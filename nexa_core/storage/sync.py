@@ -1,6 +1,7 @@
 """Making a destination like a source: plan, copy in parallel, delete last."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ LARGE_AT_ONCE = 4
 """Files in parts that move at the same time; the lanes are shared among them, which bounds the memory."""
 SECONDS_BETWEEN_UPDATES = 1.0  # each looks at every file that is not done, which the threads wait for
 SCHEMES = ("s3", "file")
+MEANT_AS_URL = re.compile(r"(s3|file|gs|https?)(?::/?(?!/)|//)(.*)", re.IGNORECASE | re.DOTALL)
+"""A URL whose `://` lacks a character: as a path it would make a folder of that name, and nothing would be in the bucket."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Synced:
         did = f"{len(self.plan.copies):,} copied ({self.plan.size_bytes:,} bytes, {rate:,.1f} MB/s)"
         kept = f", {self.plan.num_kept:,} only there and kept" if self.plan.num_kept else ""
         rest = f"{len(self.plan.deletions):,} deleted, {self.plan.num_unchanged:,} unchanged{kept}"
-        return f"{did}, {rest}\n{self.destination}"
+        return f"{did}, {rest}{self.plan.unfinished_as_text()}\n{self.destination}"
 
 
 def sync(
@@ -97,6 +100,7 @@ def open_place(name: str, *, endpoint: str | None = None) -> Place:
     Raises:
         UserError: it means none.
     """
+    _refuse_slips(name)
     scheme, found, rest = name.partition("://")
     if not found:
         return Folder(Path(name).expanduser(), cache=cache_folder())
@@ -115,7 +119,23 @@ def open_place(name: str, *, endpoint: str | None = None) -> Place:
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise UserError(f"'{name}' names no folder of this machine. It looks like file:///data/raw")
         return Folder(Path(unquote(parts.path)), cache=cache_folder())
-    raise UserError(f"{unknown('scheme', scheme, SCHEMES)}, or a path without one")
+    raise _unknown_scheme(scheme)
+
+
+def _unknown_scheme(scheme: str) -> UserError:
+    return UserError(f"{unknown('scheme', scheme, SCHEMES)}, or a path without one")
+
+
+def _refuse_slips(name: str) -> None:
+    """An empty name (of a variable that is not set) would mean the current folder."""
+    if not name.strip():
+        raise UserError("A place to sync has an empty name. Name a folder ('.' for this one), or s3://bucket/prefix")
+    if slip := MEANT_AS_URL.fullmatch(name):
+        scheme = slip[1].lower()
+        if scheme not in SCHEMES:
+            raise _unknown_scheme(scheme)
+        meant = f"{scheme}://{'/' if scheme == 'file' else ''}{slip[2].lstrip('/')}"
+        raise UserError(f"'{name}' is no URL. Did you mean {meant}? A folder of that name is ./{name}")
 
 
 def _require_folder(origin: Place) -> None:
