@@ -74,15 +74,20 @@ def damage(layout: Layout, record: Mapping[str, Any]) -> str | None:
 
 def differences(manifest: Manifest, config: Mapping[str, Any], origins: list[dict[str, Any]]) -> list[str]:
     """What a dataset was made of and what it would be made of now, where the two differ."""
-    then, now = _flat(manifest["config"]), _flat(config)
-    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-    changed = [f"{key} was {json.dumps(then.get(key))} and is {json.dumps(now.get(key))}" for key in keys]
+    changed = changed_settings(manifest, config)
     recorded = [*manifest["sources"], *manifest.get("evaluation_sets", [])]
     old, new = ({origin["file"]: origin["sha256"] for origin in each} for each in (recorded, origins))
     changed += [f"{file} is new" for file in sorted(new.keys() - old.keys())]
     changed += [f"{file} is gone" for file in sorted(old.keys() - new.keys())]
     changed += [f"{file} has other content" for file in sorted(old.keys() & new.keys()) if old[file] != new[file]]
     return changed
+
+
+def changed_settings(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
+    """The settings that a dataset was made with and those of `config`, where the two differ."""
+    then, now = _flat(manifest["config"]), _flat(config)
+    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    return [f"{key} was {json.dumps(then.get(key))} and is {json.dumps(now.get(key))}" for key in keys]
 
 
 def fingerprint(config: Mapping[str, Any], origins: list[dict[str, Any]], code: str) -> str:

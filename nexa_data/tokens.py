@@ -51,7 +51,9 @@ def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, An
             raise UserError(f"{config.path} changed while rows were read; run the command again.")
     else:
         tokenizer = _train(places, splits, config.vocab_size)
-    durable.write_text(places.tokenizer, tokenizer.to_str())
+    durable.write_bytes(
+        places.tokenizer, tokenizer.to_str().encode("utf-8")
+    )  # no text to blank secrets in: tokens may be words
     return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
 
 

@@ -42,9 +42,9 @@ class Validation:
 
     def as_text(self) -> str:
         lines = [f"{self.dataset}: {'sound' if self.holds else 'NOT sound'}"]
-        return "\n".join(
-            [*lines, *(f"  {'ok' if each.holds else 'BAD':<4} {each.check:<7} {each.says}" for each in self.findings)]
-        )
+        width = max(len(each.check) for each in self.findings)
+        lines += [f"  {'ok' if each.holds else 'BAD':<4} {each.check:<{width}} {each.says}" for each in self.findings]
+        return "\n".join(lines)
 
 
 def validate(dataset: Dataset) -> Validation:

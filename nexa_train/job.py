@@ -17,6 +17,7 @@ from nexa_core.errors import UserError
 from nexa_core.lineage import describe_inputs
 from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, open_dataset
+from nexa_data.manifests import changed_settings, read_manifest
 from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.causal_lm import CausalLm, check_packing
@@ -174,16 +175,27 @@ def check_shardable(model: nn.Module) -> None:
 
 
 def ensure_dataset(layout: Layout, data: Data) -> Dataset:
-    """The prepared dataset; made now from `data.prepare` when it is not there yet."""
-    manifest_path = layout.dataset_manifests("training") / f"{data.key}.json"
-    if not manifest_path.exists() and data.prepare is not None:
-        config = load_config(Path(data.prepare), DataConfig)
-        wanted = tuple(dataset for dataset in config.datasets if dataset.key == data.key)
-        if not wanted:
-            there = ", ".join(dataset.key for dataset in config.datasets)
-            raise UserError(f"{data.prepare} does not make dataset {data.key}. It makes: {there}")
+    """The prepared dataset; made now from `data.prepare` when it is not there yet.
+
+    Raises:
+        UserError: there is none, or the one that stands was made with other settings than `data.prepare` has now.
+    """
+    standing = read_manifest(layout.dataset_manifests("training") / f"{data.key}.json")
+    if data.prepare is None or (standing is not None and not Path(data.prepare).exists()):
+        return open_dataset(layout, data.dataset, data.version)
+    config = load_config(Path(data.prepare), DataConfig)
+    wanted = tuple(dataset for dataset in config.datasets if dataset.key == data.key)
+    if standing is None and not wanted:
+        there = ", ".join(dataset.key for dataset in config.datasets)
+        raise UserError(f"{data.prepare} does not make dataset {data.key}. It makes: {there}")
+    if standing is None:
         logger.info("dataset %s is not there yet: preparing it from %s", data.key, data.prepare)
-        prepare(DataConfig(datasets=wanted), layout)
+        prepare(config.model_copy(update={"datasets": wanted}), layout)
+    elif wanted and (changed := changed_settings(standing, wanted[0].resolved())):
+        raise UserError(
+            f"Dataset {data.key} is not what {data.prepare} describes: {'; '.join(changed)}. Give it a new version, prepare it "
+            f"anew (nexa prepare --config {data.prepare} --replace), or leave data.prepare out."
+        )
     return open_dataset(layout, data.dataset, data.version)
 
 

@@ -137,3 +137,30 @@ def test_what_is_missing_is_named_beside_what_exists(root, ask, message):
 
 def test_predictions_of_a_run_are_a_frame(root):
     assert DataQuery(root).get_predictions("run-a_1").row_id.tolist() == ["x", "y"]
+
+
+def test_sql_reads_no_changed_file_and_says_what_is_missing(tmp_path):
+    raw = tmp_path / "data" / "raw" / "rows.csv"
+    raw.parent.mkdir(parents=True)
+    raw.write_text("a,b,c,t\n" + "".join(f"{n},{n / 2},{n % 2},text {n}\n" for n in range(100)))
+    prepare(DataConfig.model_validate_json(CONFIG), Layout(tmp_path))
+    query = DataQuery(tmp_path)
+    assert query.sql("select count(*) as n from docs_v1").n[0] > 60
+    shard = tmp_path / "data" / "processed" / "training" / "pretrain" / "001.parquet"
+    parquet.write_table(parquet.read_table(shard).slice(0, 10), shard)
+    with pytest.raises(UserError, match=r"001.parquet has .* bytes instead of"):
+        query.sql("select count(*) as n from docs_v1")
+    shard.unlink()
+    with pytest.raises(UserError, match=r"001.parquet is missing"):
+        query.sql("select count(*) as n from docs_v1")
+
+
+@pytest.mark.parametrize("query", ["", "  ", "-- nothing"])
+def test_an_empty_query_is_named(root, query):
+    with pytest.raises(UserError, match="The query is empty"):
+        DataQuery(root).sql(query)
+
+
+def test_a_shard_that_is_a_number_is_named_beside_those_there_are(root):
+    with pytest.raises(UserError, match="No pretraining shard '1'"):
+        DataQuery(root).get_pretrain_dataset(shard=1)

@@ -31,7 +31,7 @@ from nexa_train.hooks import Preemption, Tracking
 from nexa_train.loop import State, StepResult
 from nexa_train.saving import Writer
 from nexa_train.train import run
-from tests.labs import MODELS, make_config, write_config
+from tests.labs import DATASETS, MODELS, make_config, write_config
 
 GOLDEN = Path(__file__).parent / "golden"
 WITHOUT_DROPOUT = {"dropout": 0.0}
@@ -102,6 +102,17 @@ def test_a_language_model_carries_the_unigram_model_of_its_training_targets(lab:
     assert log_probs.exp().sum().item() == pytest.approx(1.0)
     assert metrics["gain_over_unigram"] == pytest.approx(metrics["unigram_loss"] - metrics["loss"])
     assert metrics["gain_over_unigram"] > 0.3
+
+
+def test_a_dataset_that_is_not_what_its_config_describes_is_not_trained_on(lab: Layout, tmp_path: Path) -> None:
+    described = tmp_path / "data.yaml"
+    data = {"dataset": "images", "prepare": str(described)}
+    described.write_text(json.dumps({"datasets": DATASETS}))
+    run(make_config("mlp", data=data, training={"max_steps": 1}), layout=lab)
+    images = {**DATASETS[0], "output": {"name": "training", "salt": "other"}}
+    described.write_text(json.dumps({"datasets": [images]}))
+    with pytest.raises(UserError, match='images_v1 is not what .* describes: output.salt was "" and is "other"'):
+        run(make_config("mlp", data=data, training={"max_steps": 1}), layout=lab)
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_named(lab: Layout) -> None:

@@ -1,7 +1,8 @@
 """Prepared data as pandas DataFrames, for notebooks and questions in SQL."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -25,6 +26,8 @@ class DataQuery:
 
     def __init__(self, root: Path | str | None = None):
         self._layout = Layout.from_environment() if root is None else Layout(Path(root))
+        self._sound: set[tuple[Path, int, int]] = set()
+        """Files whose digest has held, each with its size and time: a second question reads none of them for it."""
 
     def get_teacher_inputs(self, version: str = "v1", name: str = "teacher_inputs") -> pandas.DataFrame:
         """The prompts to ask a teacher: `row_id`, `prompt`, `extra_json`."""
@@ -44,7 +47,7 @@ class DataQuery:
         owners = [dataset for dataset in list_datasets(self._layout) if is_pretrain(dataset.manifest)]
         shards = {split: dataset for dataset in owners for split in dataset.training_splits}
         if shard not in shards:
-            raise UserError(_missing("pretraining shard", shard, list(shards)))
+            raise UserError(_missing("pretraining shard", str(shard), list(shards)))
         if shards[shard].sequence_tokens is not None:
             (found,) = shards[shard].sequence_shards([shard])
             return parquet.read_table(found.path).to_pandas()
@@ -89,13 +92,16 @@ class DataQuery:
         Runs in a database of its own that can reach no file, so nothing can be changed.
 
         Raises:
-            UserError: the query is not valid SQL, or names a table or column that does not exist.
+            UserError: the query is not valid SQL, names a table or column that does not exist, or a file of a table is missing or
+                changed.
         """
         with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
-            for name, paths in self._tables():
+            for name, checked in self._tables():
                 if name.lower() in query.lower():
-                    connection.register(name, pyarrow.dataset.dataset([str(path) for path in paths]))
+                    connection.register(name, pyarrow.dataset.dataset([str(path) for path in checked()]))
             try:
+                if not duckdb.extract_statements(query):
+                    raise UserError("The query is empty.")
                 return connection.execute(query).df()
             except duckdb.Error as error:
                 raise UserError(self._explain(error)) from None
@@ -104,7 +110,8 @@ class DataQuery:
         missing = re.search(r"Table with name (\S+) does not exist", str(error))
         return _missing("table", missing[1], self.tables()) if missing else f"DuckDB: {error}"
 
-    def _tables(self) -> Iterator[tuple[str, list[Path]]]:
+    def _tables(self) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+        """The name of each table, and what gives its files once their digests have held."""
         for dataset in list_datasets(self._layout):
             together: tuple[str, ...] = ()
             if dataset.category != "training":
@@ -112,13 +119,26 @@ class DataQuery:
             elif is_pretrain(dataset.manifest):
                 together = dataset.training_splits
             if together:
-                yield dataset.key, [dataset.split_path(split) for split in together]
+                yield dataset.key, partial(self._checked, dataset, together)
             apart = [split for split in dataset.num_rows if split not in together]
-            yield from ((f"{dataset.key}_{split}", [dataset.split_path(split)]) for split in apart)
-        yield from ((f"predictions_{path.stem}", [path]) for path in self._prediction_files())
+            yield from ((f"{dataset.key}_{split}", partial(self._checked, dataset, (split,))) for split in apart)
+        yield from ((f"predictions_{path.stem}", partial(list, [path])) for path in self._prediction_files())
+
+    def _checked(self, dataset: Dataset, splits: tuple[str, ...]) -> list[Path]:
+        paths = [dataset.split_path(split) for split in splits]
+        for split, path in zip(splits, paths, strict=True):
+            if not path.exists() or _state(path) not in self._sound:
+                dataset.check_split(split)
+                self._sound.add(_state(path))
+        return paths
 
     def _prediction_files(self) -> list[Path]:
         return sorted((self._layout.processed / "evaluation" / "predictions").glob("*.parquet"))
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    found = path.stat()
+    return path, found.st_size, found.st_mtime_ns
 
 
 def _frame(dataset: Dataset, split: str) -> pandas.DataFrame:
