@@ -17,10 +17,10 @@ from typing import Any, Literal
 from nexa_core.environment import num_cores
 from nexa_core.errors import UserError
 from nexa_data.sources.raw import Piece
+from nexa_data.workers import in_order
 
 logger = logging.getLogger(__name__)
 
-PIECES_AHEAD = 2  # for each process
 MIB = 2**20
 MAIN_BYTES, PROCESS_BYTES = 450 * MIB, 280 * MIB
 """What a large source was seen to need at most: in the process that writes, and in each that reads pieces."""
@@ -52,21 +52,7 @@ def make_all(make: Make, pieces: Sequence[Piece], means: Means) -> Iterator[Made
         RuntimeError: a process that reads was killed.
         UserError: Ray is not installed.
     """
-    return _by_ray(make, pieces) if means.engine == "ray" else _by_processes(make, pieces, means.num_processes)
-
-
-def _by_processes(make: Make, pieces: Sequence[Piece], num_processes: int) -> Iterator[Made]:
-    from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    at_work = Parallel(num_processes, return_as="generator", pre_dispatch=f"{PIECES_AHEAD} * n_jobs", batch_size=1)
-    try:
-        yield from at_work(delayed(make)(piece) for piece in pieces)
-    except TerminatedWorkerError:
-        raise RuntimeError(
-            "A process that reads rows was killed, most often because the memory was full. `memory_limit:` in the config "
-            "makes it use less; the same command goes on where it was."
-        ) from None
+    return _by_ray(make, pieces) if means.engine == "ray" else in_order(make, pieces, means.num_processes)
 
 
 def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:

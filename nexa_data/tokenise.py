@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nexa_core import digests, durable
 from nexa_core.errors import UserError
 from nexa_data.encoder import ID_DTYPE, open_encoder
 from nexa_data.sequences import SCHEMA, TOKENS_LEAF, find_tokens
+from nexa_data.workers import in_order
 
 GROUP_TOKENS = 4 * 2**20
 GROUP_ROWS = 10_000
@@ -25,7 +27,9 @@ LISTS = ("tokens", "row_ids", "starts", "offsets")
 LEAVES = (*(f"{name}.list.element" for name in LISTS), "num_targets", "num_begun")
 PARALLEL_FROM_BYTES = 48 * 2**20
 """Fewer documents are encoded by this process: others take a second to begin."""
-GROUPS_AHEAD = 2  # for each process
+
+Task = tuple[Path, int]
+"""A file of documents and the number of one of its row groups."""
 
 
 @dataclass(frozen=True)
@@ -96,39 +100,26 @@ def _encode_all(
     sources: list[Path], tokenizer: Path, marks: Marks, num_processes: int
 ) -> Iterator[tuple[Path, Encoded]]:
     """Each row group of each file in order, and at least one of each file."""
-    tasks: list[tuple[Path, int]] = []
+    tasks: list[Task] = []
     num_bytes = 0
     for path in sources:
         metadata = parquet.read_metadata(path)
         tasks += [(path, group) for group in range(metadata.num_row_groups)]
         num_bytes += sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    calls = ((path, group, tokenizer, marks) for path, group in tasks)
-    here = num_processes == 1 or num_bytes < PARALLEL_FROM_BYTES
-    found = (_encode_group(*call) for call in calls) if here else _elsewhere(calls, num_processes)
+    is_small = num_processes == 1 or num_bytes < PARALLEL_FROM_BYTES
+    encode = partial(_encode_group if is_small else _encode_in_worker, tokenizer=tokenizer, marks=marks)
+    found = in_order(encode, tasks, 1 if is_small else num_processes)
     for (path, _), group in zip(tasks, found, strict=True):
         yield path, group
 
 
-def _elsewhere(calls: Iterable[tuple[Any, ...]], num_processes: int) -> Iterator[Encoded]:
-    from joblib import Parallel, delayed  # its processes need no guarded main module, unlike multiprocessing's
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    at_work = Parallel(num_processes, return_as="generator", pre_dispatch=f"{GROUPS_AHEAD} * n_jobs", batch_size=1)
-    try:
-        yield from at_work(delayed(_encode_in_worker)(*call) for call in calls)
-    except TerminatedWorkerError:
-        raise RuntimeError(
-            "A process that encodes was killed, most often because the memory was full. `memory_limit:` in the config makes "
-            "it use less; run the same command again."
-        ) from None
-
-
-def _encode_in_worker(path: Path, group: int, tokenizer: Path, marks: Marks) -> Encoded:
+def _encode_in_worker(task: Task, tokenizer: Path, marks: Marks) -> Encoded:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
-    return _encode_group(path, group, tokenizer, marks)
+    return _encode_group(task, tokenizer, marks)
 
 
-def _encode_group(path: Path, group: int, tokenizer: Path, marks: Marks) -> Encoded:
+def _encode_group(task: Task, tokenizer: Path, marks: Marks) -> Encoded:
+    path, group = task
     encoder = open_encoder(tokenizer.read_text(encoding="utf-8"))
     with parquet.ParquetFile(path) as file:
         table = file.read_row_group(group, columns=["row_id", "completion"])

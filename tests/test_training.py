@@ -111,7 +111,7 @@ def test_a_dataset_that_is_not_what_its_config_describes_is_not_trained_on(lab: 
     run(make_config("mlp", data=data, training={"max_steps": 1}), layout=lab)
     images = {**DATASETS[0], "output": {"name": "training", "salt": "other"}}
     described.write_text(json.dumps({"datasets": [images]}))
-    with pytest.raises(UserError, match='images_v1 is not what .* describes: output.salt was "" and is "other"'):
+    with pytest.raises(UserError, match=r'images_v1 is not what .* describes: output.salt was "" and is "other"'):
         run(make_config("mlp", data=data, training={"max_steps": 1}), layout=lab)
 
 
