@@ -6,6 +6,7 @@ flushed as well, so that what exists after a power cut is complete.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -48,14 +49,15 @@ def resume(path: Path, partial: Path) -> Iterator[BinaryIO]:
     """The file `partial`, as an earlier writer left it, that takes the name `path` when the block ends well.
 
     When it does not, `partial` stays for the next try, unless the disk is full or nothing had been written.
+    It is locked meanwhile, so that `remove_if_left` leaves it alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(partial, "r+b" if partial.exists() else "w+b") as file:
+        with _open_locked(partial) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
     except BaseException as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if is_full or (partial.exists() and not partial.stat().st_size):
@@ -64,6 +66,30 @@ def resume(path: Path, partial: Path) -> Iterator[BinaryIO]:
             error.filename = str(path)
         raise
     flush_folder(path.parent)
+
+
+def remove_if_left(partial: Path) -> None:
+    """Delete a file of `resume` whose writer is gone."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(partial, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(file, partial):
+            partial.unlink()
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    while True:
+        file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 -- the caller closes it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_named(file, path):
+            return file
+        file.close()  # it was removed, or got its name, before the lock was ours
+
+
+def _is_named(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -253,6 +253,26 @@ def test_a_corrupted_download_is_refused_and_the_old_file_stays(
     assert read(tmp_path / "second") == {}
 
 
+@pytest.mark.parametrize("data", [b"other bytes", large()], ids=["small", "large"])
+def test_a_corrupt_object_is_not_copied_to_another_place(bucket: TestBucket, data: bytes) -> None:
+    bucket.put("one/a", data, Metadata={"sha256": hashlib.sha256(b"the true bytes").hexdigest()})
+    with pytest.raises(Corrupt, match=hashlib.sha256(data).hexdigest()):
+        sync(f"{bucket.url}/one", f"{bucket.url}/two")
+    assert set(bucket.objects()) == {"one/a"}
+    assert bucket.uploads() == []
+
+
+def test_an_object_that_was_removed_meanwhile_is_a_conflict(bucket: TestBucket, source: Path) -> None:
+    bucket.put("a.csv", b"old")
+    place = open_place(bucket.url)
+    (old,) = place.entries(lambda key: True).values()
+    bucket.storage.client().delete_object(Bucket=bucket.name, Key="a.csv")
+    folder = open_place(str(source))
+    entry = folder.entries(lambda key: True)["a.csv"]
+    with pytest.raises(Conflict, match="somebody else"):
+        place.write("a.csv", folder, entry, replaces=old, lanes=1, moved=lambda _: None)
+
+
 GET, READ = (Bucket, "_get_fast"), (Folder, "read")
 
 
@@ -361,6 +381,24 @@ def test_what_killed_syncs_left_goes(source: Path, tmp_path: Path) -> None:
     target = write(tmp_path / "target", {f".{'0' * 32}.partial": b"of a killed sync"})
     sync(str(source), str(target))
     assert read(target) == FILES
+
+
+def test_a_sync_around_another_leaves_the_download_of_that_one(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("large", large(4))
+    get, outer, inner = Bucket._get_fast, tmp_path / "outer", tmp_path / "outer" / "inner"
+
+    def sync_around(self: Bucket, entry: Entry, start: int, *rest: int) -> object:
+        if start == 2 * PART_BYTES:
+            assert len(read(inner)) == 1  # the other one is in the middle of it
+            sync(str(source), str(outer))
+            assert len(read(inner)) == 1
+        return get(self, entry, start, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Bucket, "_get_fast", sync_around)
+    sync(bucket.url, str(inner), concurrency=1)
+    assert read(inner) == {"large": large(4)}
 
 
 ODD_NAMES = [

@@ -27,7 +27,7 @@ from nexa_core.storage.place import (
     refuse_keys,
     where,
 )
-from nexa_core.storage.s3_client import DIGEST_NAME, connect, errors_told, is_precondition
+from nexa_core.storage.s3_client import DIGEST_NAME, connect, error_code, errors_told, is_precondition
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED_BY_OBSTORE = re.compile(r"[^\x00-\x1f\x7f]+")
@@ -147,6 +147,10 @@ class Bucket:
             try:
                 yield written
             except Exception as error:
+                if error_code(error) in ("NoSuchKey", "404"):
+                    raise Conflict(
+                        where(self, key), "was removed by somebody else since the sync was planned"
+                    ) from None
                 if not _is_condition(error):
                     raise
                 found = self._clients.whole.head_object(Bucket=self._name, Key=self._prefix + key)

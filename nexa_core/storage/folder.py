@@ -95,8 +95,9 @@ class Folder:
         try:
             yield
             for entry in _walk(self.root):
-                if DOWNLOAD.fullmatch(entry.name):  # a killed sync's, of a file that has changed since
-                    durable.remove(Path(entry.path))
+                # What a killed sync left of a file that has changed since; syncs into folders below this one go on.
+                if DOWNLOAD.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    durable.remove_if_left(Path(entry.path))
         finally:
             os.close(descriptor)
 

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nexa_core import durable
-from nexa_core.storage.place import PART_BYTES, Entry, Moved, Place
-from nexa_core.storage.s3_client import DIGEST_NAME
+from nexa_core.storage.place import PART_BYTES, Corrupt, Entry, Moved, Place, where
+from nexa_core.storage.s3_client import DIGEST_NAME, error_code
 
 logger = logging.getLogger(__name__)
 
+HOPELESS = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey", "InvalidPart",
+            "InvalidPartOrder", "EntityTooSmall"}  # fmt: skip
+"""What a storage says of an upload that will never be completed."""
 MAX_PARTS = 10_000
 """Source: the limits of multipart uploads in the S3 API reference."""
 
@@ -31,8 +35,13 @@ class Upload:
         self._memory_path = cache / f"upload_{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
 
     def run(self, source: Place, entry: Entry, *, lanes: int, moved: Moved) -> str:
-        """Upload what is missing and give the object its name; returns its ETag."""
+        """Upload what is missing and give the object its name; returns its ETag.
+
+        Raises:
+            Corrupt: the source's bytes have another digest than it states.
+        """
         part_bytes = part_size(entry.size_bytes)
+        check = _InOrder()
         upload_id, there = self._begin(part_bytes)
         starts = range(0, entry.size_bytes, part_bytes)
 
@@ -40,8 +49,11 @@ class Upload:
             start, stop = starts[index], min(starts[index] + part_bytes, entry.size_bytes)
             tag = there.get((index + 1, stop - start))
             if tag is None:
-                data = source.read(entry, start, stop).data
-                tag = self._client.upload_part(**self._at, UploadId=upload_id, PartNumber=index + 1, Body=data)["ETag"]
+                piece = source.read(entry, start, stop)
+                if piece.stated_sha256 is not None:  # and not computed from the bytes
+                    check.add(index, piece.data)
+                body = {"PartNumber": index + 1, "Body": piece.data}
+                tag = self._client.upload_part(**self._at, UploadId=upload_id, **body)["ETag"]
             moved(stop - start)
             return {"PartNumber": index + 1, "ETag": tag}
 
@@ -51,13 +63,19 @@ class Upload:
                 parts = [part.result() for part in coming]
             finally:
                 pool.shutdown(cancel_futures=True)
+        if check.is_used:
+            found = check.hexdigest() if check.num_added == len(starts) else source.hash(entry)
+            if found != self._sha256:
+                self._abort(upload_id)
+                raise Corrupt(where(source, entry.key), stated=self._sha256, found=found)
         only = {"IfMatch": self._condition} if self._condition else {"IfNoneMatch": "*"}
         try:
             done = self._client.complete_multipart_upload(
                 **self._at, UploadId=upload_id, MultipartUpload={"Parts": parts}, **only
             )
-        except self._client.exceptions.ClientError:
-            self._abort(upload_id)
+        except self._client.exceptions.ClientError as error:
+            if error_code(error) in HOPELESS:  # after any other, the next try completes the same parts
+                self._abort(upload_id)
             raise
         durable.remove(self._memory_path)
         return str(done["ETag"])
@@ -97,8 +115,32 @@ class Upload:
         try:
             self._client.abort_multipart_upload(**self._at, UploadId=upload_id)
         except self._client.exceptions.ClientError as error:
-            logger.info("%s: an upload that was begun earlier is left as it is: %s", self._at["Key"], error)
+            if error_code(error) != "NoSuchUpload":  # it is remembered, so that the next sync aborts it
+                logger.info("%s: an upload that was begun earlier is left as it is: %s", self._at["Key"], error)
+                return
         durable.remove(self._memory_path)
+
+
+class _InOrder:
+    """The digest of parts that come in any order; holds those that come before their turn."""
+
+    def __init__(self) -> None:
+        self._lock, self._hashed, self._waiting = threading.Lock(), hashlib.sha256(), dict[int, Any]()
+        self.num_added = 0
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.num_added or self._waiting)
+
+    def add(self, index: int, data: bytes | bytearray) -> None:
+        with self._lock:
+            self._waiting[index] = data
+            while self.num_added in self._waiting:
+                self._hashed.update(self._waiting.pop(self.num_added))
+                self.num_added += 1
+
+    def hexdigest(self) -> str:
+        return self._hashed.hexdigest()
 
 
 def part_size(size_bytes: int) -> int:

@@ -151,8 +151,12 @@ def errors_told(where: str, endpoint: str) -> Iterator[None]:
 
 def is_precondition(error: Exception) -> bool:
     """Whether a storage said that the object is not the one that was meant (or that somebody writes it right now)."""
-    code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
-    return code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+    return error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+def error_code(error: Exception) -> str:
+    """The word that a storage has for what went wrong, or its number; empty where it was not asked."""
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def _refusal(where: str, endpoint: str, error: Any) -> NexaError:
