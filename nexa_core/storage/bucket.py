@@ -32,6 +32,7 @@ from nexa_core.storage.s3_client import DIGEST_NAME, connect, error_code, errors
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED_BY_OBSTORE = re.compile(r"[^\x00-\x1f\x7f]+")
 LONGEST_KEY_BYTES = 1024
+MISSING = ("NoSuchKey", "404")
 KEYS_A_DELETE = 1000
 
 
@@ -147,13 +148,15 @@ class Bucket:
             try:
                 yield written
             except Exception as error:
-                if error_code(error) in ("NoSuchKey", "404"):
-                    raise Conflict(
-                        where(self, key), "was removed by somebody else since the sync was planned"
-                    ) from None
+                removed = Conflict(where(self, key), "was removed by somebody else since the sync was planned")
+                if error_code(error) in MISSING:
+                    raise removed from None
                 if not _is_condition(error):
                     raise
-                found = self._clients.whole.head_object(Bucket=self._name, Key=self._prefix + key)
+                try:
+                    found = self._clients.whole.head_object(Bucket=self._name, Key=self._prefix + key)
+                except self._clients.whole.exceptions.ClientError as missing:
+                    raise (removed if error_code(missing) in MISSING else missing) from None
                 if (found["ContentLength"], found["Metadata"].get(DIGEST_NAME)) != (size_bytes, sha256):
                     raise Conflict(
                         where(self, key), "was changed by somebody else since the sync was planned"
