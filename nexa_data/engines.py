@@ -4,22 +4,24 @@ An engine applies one function to every piece and gives the results in the order
 depend on it.
 """
 
-import logging
+import importlib.util
+import json
 import os
-import signal
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import cloudpickle
 
 from nexa_core.environment import num_cores
 from nexa_core.errors import UserError
+from nexa_data.ray_driver import DONE
 from nexa_data.sources.raw import Piece
 from nexa_data.workers import in_order
-
-logger = logging.getLogger(__name__)
 
 MIB = 2**20
 MAIN_BYTES, PROCESS_BYTES = 450 * MIB, 280 * MIB
@@ -56,50 +58,34 @@ def make_all(make: Make, pieces: Sequence[Piece], means: Means) -> Iterator[Made
 
 
 def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
-    with _cluster() as ray:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
-        for row in numbers.map(_row_maker(make, pieces)).iter_rows():
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'.")
+    with _driver() as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        with driver.stdin as given:
+            cloudpickle.dump((make, list(pieces)), given)
+        for line in driver.stdout:
+            row = json.loads(line)
+            if row == DONE:
+                return
             if row["mistake"]:
                 raise UserError(row["mistake"])
             yield Path(row["path"]), row["num_lines"]
+    raise RuntimeError(
+        f"Ray ended with exit code {driver.returncode}; what it said stands above. The same command goes on."
+    )
 
 
 @contextmanager
-def _cluster() -> Iterator[Any]:
-    """Ray, joined to the cluster of RAY_ADDRESS or to a new one of this machine; left as it was found."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+def _driver() -> Iterator["subprocess.Popen[bytes]"]:
+    """The process of `ray_driver`, which is gone when the block ends."""
+    telling = {"RAY_USAGE_STATS_ENABLED": "0"}  # it would tell its makers
+    environment = {**telling, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "nexa_data.ray_driver"]
+    driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise UserError(
-            "engine: ray needs Ray Data, which is not installed: pip install 'ray[data]>=2.50,<3'."
-        ) from None
-    if ray.is_initialized():
-        yield ray
-        return
-    alone = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": num_cores()}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, **alone)  # type: ignore[arg-type]
-    try:
-        yield ray
+        yield driver
     finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end what comes after it without a checkpoint
-
-
-def _row_maker(make: Make, pieces: Sequence[Piece]) -> Callable[[dict[str, int]], dict[str, str | int]]:
-    """`make` as Ray Data calls it: with a row that says which piece. Ray would wrap a user's mistake in its own."""
-
-    def row_of(row: dict[str, int]) -> dict[str, str | int]:
-        try:
-            path, num_lines = make(pieces[row["id"]])
-        except UserError as error:
-            return {"path": "", "num_lines": 0, "mistake": str(error)}
-        return {"path": str(path), "num_lines": num_lines, "mistake": ""}
-
-    return row_of
+        driver.terminate()
+        driver.wait()

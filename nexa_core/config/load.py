@@ -34,12 +34,21 @@ def parse_config(document: Document, settings: type[S]) -> S:
     try:
         config = settings.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
-        lines = [_explain(document, settings, dict(mistake)) for mistake in error.errors()]
+        lines = [_explain(document, settings, dict(mistake)) for mistake in _first_mistakes(error)]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
     lines = [f"{document.where(path)}: {dotted(path)}: {reason}" for path, reason in _conflicts(config, ())]
     if lines:
         raise UserError("\n".join(lines))
     return config
+
+
+def _first_mistakes(error: ValidationError) -> Iterator[Any]:
+    """The mistakes, but for a list that is too short only because of a mistake inside it."""
+    mistakes = error.errors()
+    for mistake in mistakes:
+        inside = (each["loc"][: len(mistake["loc"])] == mistake["loc"] for each in mistakes if each is not mistake)
+        if mistake["type"] != "too_short" or not any(inside):
+            yield mistake
 
 
 def _conflicts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
@@ -80,9 +89,14 @@ def _nearest_key(document: Document, settings: type[Settings], path: KeyPath) ->
     """The hint behind an unknown key: a sibling that is spelt alike, the same key elsewhere, or all the siblings."""
     siblings = sorted(_keys_at(document, settings, path[:-1]))
     given = str(path[-1])
+    if given in siblings:  # of another form of the group than the other keys choose
+        others = ", ".join(f"'{key}'" for key in document.get(path[:-1]) if key != given)
+        return f" It cannot stand beside {others}."
+    if names := _names_of_those_with(document, settings, path):
+        return f" It belongs to {' and '.join(f'`name: {name}`' for name in names)}."
     if near := difflib.get_close_matches(given, siblings, n=1, cutoff=0.6):
         return f" Did you mean '{dotted((*path[:-1], near[0]))}'?"
-    elsewhere = [key for key in _all_keys(settings, ()) if key[-1] == given and key != path]
+    elsewhere = [key for key in _all_keys(settings, ()) if key[-1] == given]
     if elsewhere:
         return f" Did you mean '{dotted(elsewhere[0])}'?"
     chosen = document.get(path[:-1]).get("name") if path[:-1] else None
@@ -90,12 +104,31 @@ def _nearest_key(document: Document, settings: type[Settings], path: KeyPath) ->
     return f" Allowed {place}: {', '.join(siblings)}"
 
 
+def _names_of_those_with(document: Document, settings: type[Settings], path: KeyPath) -> list[str]:
+    """The names of the groups that could stand in this place and have the key."""
+    if not path[:-1]:
+        return []
+    found = [
+        model
+        for above in _models_at(document, settings, path[:-2])
+        for model in _step(above, path[-2])
+        if path[-1] in {field.alias or name for name, field in model.model_fields.items()}
+    ]
+    names = [get_args(getattr(model.model_fields.get("name"), "annotation", None)) for model in found]
+    return sorted({str(name) for each in names for name in each})
+
+
 def _keys_at(document: Document, settings: type[Settings], path: KeyPath) -> set[str]:
+    candidates = _models_at(document, settings, path)
+    return {field.alias or name for model in candidates for name, field in model.model_fields.items()}
+
+
+def _models_at(document: Document, settings: type[Settings], path: KeyPath) -> list[Any]:
     candidates: list[Any] = [settings]
     for depth, part in enumerate(path):
         below = [annotation for model in candidates for annotation in _step(model, part)]
         candidates = _chosen(below, document.get(path[: depth + 1]))
-    return {field.alias or name for model in candidates for name, field in model.model_fields.items()}
+    return candidates
 
 
 def _step(model: type[BaseModel], part: str | int) -> Iterator[Any]:
