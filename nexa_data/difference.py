@@ -1,5 +1,6 @@
 """How two versions of a dataset differ: rows added, removed and changed, and what each step did in either."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from nexa_data.identity import before_last_turn, shown_of
 
 MAX_EXAMPLES = 3
 MAX_INPUT_CHARS, MAX_TARGET_CHARS = 90, 50
+IDS = pyarrow.schema({"row_id": pyarrow.string(), "split": pyarrow.string(), "extra": pyarrow.int64()})
 SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 
@@ -26,6 +28,8 @@ class Difference:
     num_same: int
     num_moved: int
     """Rows of both that lie in another split."""
+    num_with_other_extras: int
+    """Rows of both whose other columns (`extra_json`) differ, which are no part of a row's id."""
     num_added: int
     num_removed: int
     num_changed: int
@@ -43,6 +47,7 @@ class Difference:
             _columns("", self.old, self.new),
             _columns("rows", f"{self.num_same + gone:,}", f"{self.num_same + come:,}"),
             _columns("in both", "", f"{self.num_same:,}") + f", {self.num_moved:,} of them in another split",
+            _columns("other columns", "", f"{self.num_with_other_extras:,}") + " of those in both have others",
         ]
         counts = {"added": self.num_added, "removed": self.num_removed, "changed": self.num_changed}
         for kind, count in counts.items():
@@ -76,6 +81,7 @@ def compare(old: Dataset, new: Dataset) -> Difference:
         new=new.key,
         num_same=len(joined),
         num_moved=compute.sum(compute.not_equal(joined["split"], joined["split_before"])).as_py() or 0,
+        num_with_other_extras=compute.sum(compute.not_equal(joined["extra"], joined["extra_before"])).as_py() or 0,
         num_added=len(added) - len(changed),
         num_removed=len(removed) - len(changed),
         num_changed=len(changed),
@@ -112,13 +118,22 @@ def _parts(kind: str, row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _ids(dataset: Dataset) -> pyarrow.Table:
-    """`row_id` and `split` of every row; of a pretraining dataset's shards the split is train."""
+    """`row_id`, `split` and a hash of `extra_json` of every row; of a pretraining dataset's shards the split is train."""
     tables = []
     for split in dataset.num_rows:
-        ids = parquet.read_table(dataset.split_path(split), columns=["row_id"])
         name = "train" if split in dataset.training_splits else split
-        tables.append(ids.append_column("split", pyarrow.array([name] * len(ids), pyarrow.string())))
+        with parquet.ParquetFile(dataset.split_path(split)) as file:
+            for batch in file.iter_batches(columns=["row_id", "extra_json"]):
+                extra = pyarrow.array([_hash(text) for text in batch["extra_json"].to_pylist()], pyarrow.int64())
+                split_of = pyarrow.array([name] * len(batch), pyarrow.string())
+                tables.append(pyarrow.table({"row_id": batch["row_id"], "split": split_of, "extra": extra}, schema=IDS))
+    if not tables:
+        return IDS.empty_table()
     return pyarrow.concat_tables(tables)
+
+
+def _hash(text: str | None) -> int:
+    return int.from_bytes(hashlib.blake2b((text or "").encode("utf-8"), digest_size=8).digest(), "big", signed=True)
 
 
 def _is_in(rows: pyarrow.Table, others: pyarrow.Table) -> pyarrow.ChunkedArray:

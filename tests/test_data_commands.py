@@ -50,6 +50,15 @@ def rows_of(kind: str, numbers: range, **changed: str) -> list[dict[str, Any]]:
     return [row(number, changed.get(f"n{number}", "target")) for number in numbers]
 
 
+def test_other_columns_that_changed_are_counted(tmp_path: Path) -> None:
+    rows = rows_of("text", range(50))
+    make(tmp_path, "v1", [{**row, "licence": "mit"} for row in rows])
+    make(tmp_path, "v2", [{**row, "licence": "mit" if number % 5 else "other"} for number, row in enumerate(rows)])
+    found = compare(*(find_dataset(Layout(tmp_path), f"news_{version}") for version in ("v1", "v2")))
+    assert (found.num_same, found.num_changed, found.num_with_other_extras) == (50, 0, 10)
+    assert re.search(r"^other columns +10 of those in both have others$", found.as_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_added_removed_and_changed_are_told_apart(tmp_path: Path, kind: str) -> None:
     make(tmp_path, "v1", rows_of(kind, range(50)), kind)
