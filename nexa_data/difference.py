@@ -122,7 +122,7 @@ def _ids(dataset: Dataset) -> pyarrow.Table:
     tables = []
     for split in dataset.num_rows:
         name = "train" if split in dataset.training_splits else split
-        with parquet.ParquetFile(dataset.split_path(split)) as file:
+        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
             for batch in file.iter_batches(columns=["row_id", "extra_json"]):
                 extra = pyarrow.array([_hash(text) for text in batch["extra_json"].to_pylist()], pyarrow.int64())
                 split_of = pyarrow.array([name] * len(batch), pyarrow.string())
@@ -145,7 +145,7 @@ def _rows(dataset: Dataset, row_ids: pyarrow.ChunkedArray) -> dict[bytes, _Row]:
     found: dict[bytes, _Row] = {}
     wanted = row_ids.combine_chunks()
     for split in dataset.num_rows:
-        with parquet.ParquetFile(dataset.split_path(split)) as file:
+        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
             for batch in file.iter_batches():
                 chosen = batch.filter(compute.is_in(batch["row_id"], value_set=wanted))
                 for row in chosen.to_pylist():

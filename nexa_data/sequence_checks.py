@@ -26,7 +26,7 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
     assert dataset.sequence_tokens is not None
     mapped = TokenSequences([shard], width=dataset.sequence_tokens)
     row_ids: list[pyarrow.ChunkedArray] = []
-    with parquet.ParquetFile(shard.path) as file:
+    with parquet.ParquetFile(shard.path, pre_buffer=False) as file:
         if not file.schema_arrow.equals(SCHEMA):
             yield "other columns than sequences have"
             return
@@ -68,7 +68,7 @@ def _encoded_otherwise(dataset: Dataset, name: str, tokens: np.ndarray, begins: 
     tokenizer_json = dataset.tokenizer_json()
     assert tokenizer_json is not None
     tokenizer, (begin, end) = load_tokenizer(tokenizer_json), dataset.sequence_marks
-    with parquet.ParquetFile(dataset.split_path(name)) as file:
+    with parquet.ParquetFile(dataset.split_path(name), pre_buffer=False) as file:
         batch = next(file.iter_batches(NUM_ENCODED, columns=["row_id", "completion"]))
     for (first, last), document in zip(pairwise(begins[: NUM_ENCODED + 1].tolist()), batch.to_pylist(), strict=False):
         ids = tokenizer.encode(document["completion"], add_special_tokens=False).ids

@@ -121,7 +121,7 @@ def _encode_in_worker(task: Task, tokenizer: Path, marks: Marks) -> Encoded:
 def _encode_group(task: Task, tokenizer: Path, marks: Marks) -> Encoded:
     path, group = task
     encoder = open_encoder(tokenizer.read_text(encoding="utf-8"))
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         table = file.read_row_group(group, columns=["row_id", "completion"])
         encoded = list(encoder.encode([text or "" for text in table["completion"].to_pylist()]))
     begin, end = (b"" if mark is None else np.array([mark], ID_DTYPE).tobytes() for mark in (marks.begin, marks.end))

@@ -38,7 +38,7 @@ def train_tokenizer(paths: Iterable[Path], vocab_size: int) -> Tokenizer:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         leaves = [file.schema.column(index).path for index in range(len(file.schema.names))]
         columns = [name for name in TEXT_COLUMNS if name in leaves]
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):

@@ -1,18 +1,22 @@
 """Whether a prepared dataset still is what its manifest says, and fit to be trained on."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as parquet
 
 from nexa_data import manifests
 from nexa_data.datasets import Dataset
 from nexa_data.identity import content_id, shown_of
 from nexa_data.rows import SCHEMAS
+from nexa_data.seen import Seen
 from nexa_data.sequence_checks import sequence_problems
 
 NUM_SHOWN = 3
+BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -62,45 +66,18 @@ def _files(dataset: Dataset) -> Finding:
 
 
 def _contents(dataset: Dataset) -> Iterator[Finding]:
-    schema, wrong_schema, wrong_counts = SCHEMAS[dataset.kind], list[str](), list[str]()
-    wrong_ids, unknown_labels = list[str](), set[str]()
-    split_of: dict[bytes, str] = {}
-    leaks, num_leaks, num_rows, repeated = list[str](), 0, 0, 0
-    seen: set[str] = set()
+    look = _Look(dataset)
     for split, expected in dataset.num_rows.items():
-        name = "train" if split in dataset.training_splits else split
-        with parquet.ParquetFile(dataset.split_path(split)) as file:
-            if not file.schema_arrow.equals(schema):
-                wrong_schema.append(split)
-                continue
-            if file.metadata.num_rows != expected:
-                wrong_counts.append(f"{split} has {file.metadata.num_rows:,} rows instead of {expected:,}")
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    num_rows += 1
-                    row_id = row.pop("row_id")
-                    repeated += row_id in seen
-                    seen.add(row_id)
-                    if row_id.split("-")[0] != content_id(row)[0]:
-                        wrong_ids.append(f"{split}/{row_id}")
-                    if dataset.labels and row["label"] not in dataset.labels:
-                        unknown_labels.add(row["label"])
-                    other = split_of.setdefault(shown_of(dataset.kind, row), name)
-                    if other != name:
-                        num_leaks += 1
-                        leaks.append(f"{row_id} in {other} and {name}") if len(leaks) < NUM_SHOWN else None
-    yield Finding("schema", not wrong_schema, _some(wrong_schema) or f"columns of {dataset.kind} rows")
-    yield Finding("rows", not wrong_counts, "; ".join(wrong_counts) or f"{num_rows:,}, as many as the manifest says")
-    yield Finding("ids", not (wrong_ids or repeated), _ids_text(wrong_ids, repeated))
+        look.through(split, expected)
+    kind, labels = dataset.kind, sorted(look.unknown_labels)
+    yield Finding("schema", not look.wrong_schema, _some(look.wrong_schema) or f"columns of {kind} rows")
+    counted = f"{look.num_rows:,}, as many as the manifest says"
+    yield Finding("rows", not look.wrong_counts, "; ".join(look.wrong_counts) or counted)
+    yield Finding("ids", not (look.num_wrong or look.num_repeated), look.ids_text())
     if dataset.labels:
-        yield Finding("labels", not unknown_labels, _some(sorted(unknown_labels)) or f"{len(dataset.labels)} classes")
+        yield Finding("labels", not labels, _some(labels) or f"{len(dataset.labels)} classes")
     if dataset.category == "training":
-        says = (
-            f"{num_leaks:,} inputs lie in two splits: {', '.join(leaks)}"
-            if num_leaks
-            else "no input lies in two splits"
-        )
-        yield Finding("leaks", not num_leaks, says)
+        yield _leaks(dataset, look)
     if dataset.sequence_tokens is not None:
         problems = sequence_problems(dataset)
         yield Finding(
@@ -108,10 +85,75 @@ def _contents(dataset: Dataset) -> Iterator[Finding]:
         )
 
 
-def _ids_text(wrong: list[str], repeated: int) -> str:
-    if wrong:
-        return f"{len(wrong):,} rows have other content than their id says: {_some(wrong)}"
-    return f"{repeated:,} ids stand twice" if repeated else "each row has the id of its content"
+class _Look:
+    """What is found in a dataset's rows; holds 20 bytes a row."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset, self._ids = dataset, Seen()
+        self.wrong_schema, self.wrong_counts = list[str](), list[str]()
+        self.wrong_ids, self.num_wrong, self.num_repeated, self.num_rows = list[str](), 0, 0, 0
+        self.unknown_labels: set[str] = set()
+        self.inputs: dict[str, list[np.ndarray]] = {}
+        """Hashes of the inputs, by the split that they are for."""
+
+    def through(self, split: str, expected: int) -> None:
+        with parquet.ParquetFile(self._dataset.split_path(split), pre_buffer=False) as file:
+            if not file.schema_arrow.equals(SCHEMAS[self._dataset.kind]):
+                self.wrong_schema.append(split)
+                return
+            if file.metadata.num_rows != expected:
+                self.wrong_counts.append(f"{split} has {file.metadata.num_rows:,} rows instead of {expected:,}")
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                self._rows(split, batch.to_pylist())
+
+    def ids_text(self) -> str:
+        if self.num_wrong:
+            more = f" and {self.num_wrong - NUM_SHOWN} more" if self.num_wrong > NUM_SHOWN else ""
+            return f"{self.num_wrong:,} rows have other content than their id says: {', '.join(self.wrong_ids)}{more}"
+        return f"{self.num_repeated:,} ids stand twice" if self.num_repeated else "each row has the id of its content"
+
+    def _rows(self, split: str, rows: list[dict[str, Any]]) -> None:
+        ids = [row.pop("row_id") for row in rows]
+        self.num_rows += len(rows)
+        self.num_repeated += int((self._ids.count(_hashes(row_id.encode() for row_id in ids)) > 0).sum())
+        for row_id, row in zip(ids, rows, strict=True):
+            if row_id.split("-")[0] != content_id(row)[0]:
+                self.num_wrong += 1
+                self.wrong_ids += [f"{split}/{row_id}"] if len(self.wrong_ids) < NUM_SHOWN else []
+            if self._dataset.labels and row["label"] not in self._dataset.labels:
+                self.unknown_labels.add(row["label"])
+        inputs = _hashes(shown_of(self._dataset.kind, row) for row in rows)
+        self.inputs.setdefault(_use_of(self._dataset, split), []).append(inputs)
+
+
+def _leaks(dataset: Dataset, look: _Look) -> Finding:
+    """Whether an input lies in two splits; where one does the rows are read again to name some."""
+    distinct = {use: np.unique(np.concatenate(parts)) for use, parts in look.inputs.items()}
+    everywhere = np.concatenate([np.empty(0, np.uint64), *distinct.values()])
+    values, counts = np.unique(everywhere, return_counts=True)
+    leaking = values[counts > 1]
+    if not len(leaking):
+        return Finding("leaks", True, "no input lies in two splits")
+    shown = leaking[:NUM_SHOWN]
+    places: dict[int, dict[str, str]] = {int(value): {} for value in shown}
+    for split in dataset.num_rows:
+        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                rows = batch.to_pylist()
+                hashes = _hashes(shown_of(dataset.kind, row) for row in rows)
+                for row in np.flatnonzero(np.isin(hashes, shown)).tolist():
+                    places[int(hashes[row])].setdefault(_use_of(dataset, split), rows[row]["row_id"])
+    named = [f"{next(iter(found.values()))} in {' and '.join(found)}" for found in places.values()]
+    return Finding("leaks", False, f"{len(leaking):,} inputs lie in two splits: {', '.join(named)}")
+
+
+def _use_of(dataset: Dataset, split: str) -> str:
+    return "train" if split in dataset.training_splits else split
+
+
+def _hashes(values: Iterable[bytes]) -> np.ndarray:
+    joined = b"".join(hashlib.blake2b(value, digest_size=8).digest() for value in values)
+    return np.frombuffer(joined, dtype="<u8")
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,7 @@ def read_groups(paths: Sequence[Path], columns: Sequence[str], *, is_sample: boo
     """Some columns of Parquet files, a row group at a time, so that memory does not grow with them."""
     chosen = [paths[index] for index in spaced(len(paths), MAX_GROUPS)] if is_sample else paths
     for path in chosen:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
             count = file.num_row_groups
             groups = spaced(count, max(1, MAX_GROUPS // len(chosen))) if is_sample else range(count)
             for group in groups:

@@ -85,7 +85,7 @@ def _limited(dataset: Dataset) -> Iterator[_Limited]:
 def _ranges(path: Path) -> dict[str, tuple[float, float]]:
     """The least and greatest value of each score, as the file's own statistics tell them."""
     found: dict[str, tuple[float, float]] = {}
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             described = file.metadata.row_group(group)
             for index in range(described.num_columns):

@@ -23,7 +23,7 @@ def read_parquet(path: Path, file: str) -> Iterator[Row]:
     """
     number = 0
     try:
-        with parquet.ParquetFile(path) as opened:
+        with parquet.ParquetFile(path, pre_buffer=False) as opened:
             _refuse_double_columns(opened.schema_arrow.names, file)
             for batch in opened.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                 for values in _rows_of(batch):
