@@ -1,6 +1,9 @@
 """What tells others of a dataset: its manifest, written last, its Croissant file and overview, its name in evaluation sets."""
 
+from typing import Any
+
 from nexa_core import durable
+from nexa_core.paths import CATEGORIES
 from nexa_data import manifests
 from nexa_data.croissant import write_croissant
 from nexa_data.datasets import Dataset
@@ -32,12 +35,13 @@ def withdraw(places: Places, standing: list[manifests.Stood]) -> None:
 
 
 def name_in_evaluation_sets(evaluation: EvaluationSet | None, places: Places, manifest: manifests.Manifest) -> None:
-    """The manifests of the evaluation sets name the dataset, as its own names them."""
-    for member in () if evaluation is None else evaluation.members:
-        entry = {"category": places.category, "fingerprint": manifest["fingerprint"]}
-        standing = manifests.read_manifest(member.manifest_path)
-        assert standing is not None, "it was opened"
-        held_against = standing.get("held_against", {})
-        if held_against.get(places.config.key) != entry:
-            named = dict(sorted({**held_against, places.config.key: entry}.items()))
-            durable.write_json(member.manifest_path, {**standing, "held_against": named})
+    """The manifests of the evaluation sets name the dataset, as its own names them, and no other manifest does."""
+    key, entry = places.config.key, {"category": places.category, "fingerprint": manifest["fingerprint"]}
+    named = set() if evaluation is None else {member.manifest_path for member in evaluation.members}
+    for category in CATEGORIES:
+        for path, standing in manifests.list_manifests(places.layout, category):
+            before: dict[str, Any] = standing.get("held_against", {})
+            others = {name: each for name, each in before.items() if name != key}
+            after = dict(sorted({**others, key: entry}.items())) if path in named else others
+            if after != before:
+                durable.write_json(path, {**standing, "held_against": after})

@@ -192,6 +192,8 @@ def test_a_changed_evaluation_set_is_never_served_stale(layout: Layout) -> None:
     test = find_dataset(layout, "exam_v1")
     assert remade.manifest["evaluation_sets"][0]["sha256"] == test.split_digest("test")
     assert test.manifest["held_against"]["rows_v1"]["fingerprint"] == remade.manifest["fingerprint"]
+    make(layout, ROWS, replace=True)
+    assert find_dataset(layout, "exam_v1").manifest["held_against"] == {}, "it is held against nothing any longer"
 
 
 @pytest.mark.parametrize(
