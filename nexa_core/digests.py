@@ -1,4 +1,4 @@
-"""SHA-256 digests of files, values and code."""
+"""Digests of files, values and code: SHA-256, and a faster one for what is made again rather than proved."""
 
 import hashlib
 import json
@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128
+
 PACKAGES = ("nexa_core", "nexa_data", "nexa_models", "nexa_llm", "nexa_train", "nexa_distill", "nexa_eval", "nexa_ops")
+BLOCK_BYTES = 2**18
 
 
 def of_bytes(data: bytes | bytearray) -> str:
@@ -17,6 +20,20 @@ def of_file(path: Path) -> str:
     """The digest of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def quick(data: bytes | bytearray) -> str:
+    """XXH3 of 128 bits, ten times as fast as SHA-256: for caches, whose bytes nobody has a reason to forge."""
+    return xxh3_128(data).hexdigest()
+
+
+def quick_of_file(path: Path) -> str:
+    """`quick` of a file's bytes, read in blocks."""
+    digest, block = xxh3_128(), memoryview(bytearray(BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_read := file.readinto(block):
+            digest.update(block[:num_read])
+    return digest.hexdigest()
 
 
 def of_value(value: Any) -> str:

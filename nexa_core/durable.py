@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TextIO
 from nexa_core.redact import Secrets, known_secrets, redact
 
 TEMPORARY_SUFFIX = ".partial"
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 @contextlib.contextmanager
@@ -151,7 +152,7 @@ def open_lock(path: Path) -> TextIO:
 
 
 def json_line(value: Any, secrets: Secrets | None = None) -> bytes:
-    return (redact(json.dumps(value, ensure_ascii=False, allow_nan=False), secrets) + "\n").encode("utf-8")
+    return (redact(_encode(value), secrets) + "\n").encode("utf-8")
 
 
 def make_new_folder(path: Path) -> bool:

@@ -5,7 +5,6 @@ Both ways make the same of a row.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import compress, islice
 from operator import not_
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from nexa_core.config.data import PairRows, Rows, TextRows
-from nexa_data.identity import ID_BYTES, framed
+from nexa_data.identity import content_digests
 from nexa_data.makers import MAX_LABEL_CHARS, CanonicalRow, RowError
 from nexa_data.rows import canonical, used_columns
 from nexa_data.sources.raw import RawRow, Row
@@ -95,13 +94,12 @@ class Converter:
             extra = self._extra(values)
         except (UnicodeEncodeError, orjson.JSONEncodeError):  # half a surrogate pair, or nested too deeply
             return self._one_by_one(rows)
-        parts = zip(*(framed(name, texts) for name, texts in columns.items()), strict=True)
         none = {name: [None] * len(rows) for name in self._empty}
         return Chunk(
             raw=[row for _, row in rows],
             numbers=[number for number, _ in rows],
             columns={**columns, **none, "extra_json": extra},
-            ids=[sha256(b"".join(part)).digest()[:ID_BYTES] for part in parts],
+            ids=content_digests(columns),
             inputs=next(iter(columns.values())),
             sizes=[
                 sum(map(len, texts)) for texts in zip(*columns.values(), [text or b"" for text in extra], strict=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy
@@ -16,21 +17,21 @@ def content_id(columns: Mapping[str, Any]) -> tuple[str, int]:
     The id is the beginning of the sha256 over each column's name and bytes, both with their lengths before them; `row_id` and
     `extra_json` are no part of it.
     """
-    parts: list[bytes] = []
-    size_bytes = len((columns.get("extra_json") or "").encode("utf-8"))
-    for name, value in columns.items():
-        if value is None or name == "extra_json" or name == "row_id":
-            continue
-        data = value.encode("utf-8") if type(value) is str else bytes_of(value)
-        size_bytes += len(data)
-        parts += framed(name, [data])
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:ROW_ID_CHARS], size_bytes
+    parts = {
+        name: [value.encode("utf-8") if type(value) is str else bytes_of(value)]
+        for name, value in columns.items()
+        if value is not None and name not in ("extra_json", "row_id")
+    }
+    size_bytes = len((columns.get("extra_json") or "").encode("utf-8")) + sum(len(data) for (data,) in parts.values())
+    (digest,) = content_digests(parts)
+    return digest.hex(), size_bytes
 
 
-def framed(name: str, values: Sequence[bytes]) -> list[bytes]:
-    """A column's values with its name and their number of bytes before each, so that no two rows are spelt alike."""
-    before = name.encode()
-    return [b"%b %d %b" % (before, len(value), value) for value in values]
+def content_digests(columns: Mapping[str, Sequence[bytes]]) -> list[bytes]:
+    """The id of each row, as bytes, of the columns that are part of it."""
+    spelt = b"".join(b"%b %%d %%b" % name.encode() for name in columns)  # no two rows are spelt alike
+    parts = chain.from_iterable((map(len, values), values) for values in columns.values())
+    return [hashlib.sha256(spelt % row).digest()[:ID_BYTES] for row in zip(*parts, strict=True)]
 
 
 def shown_of(kind: str, columns: Mapping[str, Any]) -> bytes:

@@ -36,9 +36,7 @@ class Listing:
             self._write_blank()
             self._num_rows += batch.num_read - num_blank
             self._census.num_read += batch.num_read - num_blank
-        shown = batch.excerpts_of([each.index for each in left_out]) if left_out else []
-        rows = [(bad, "") for bad in listed]
-        rows += [self._shown(batch, each, text) for each, text in zip(left_out, shown, strict=True)]
+        rows = [(bad, "") for bad in listed] + (self._shown(batch, left_out) if left_out else [])
         for bad, kept in sorted(rows, key=lambda each: each[0].number):
             self._rejects.add(bad.step, self._moved(bad.row), kept=kept)
         self._blank += [self._moved(bad.row) for bad in held]
@@ -49,21 +47,27 @@ class Listing:
             self._rejects.add("read", BadRow(self._file, None, "no rows in the file"))
             self._census.num_read += 1
 
-    def _shown(self, batch: Batch, left_out: LeftOut, text: str) -> tuple[Bad, str]:
-        """A row as it is listed, and the id of the row that is kept in its place."""
-        index, offset = left_out.index, int(batch.offsets[left_out.index])
-        row = BadRow(
-            self._file,
-            int(batch.lines[index]),
-            left_out.reason,
-            text,
-            left_out.detail,
-            None if offset < 0 else offset,
-        )
-        return Bad(int(batch.numbers[index]), left_out.step, row), left_out.kept
+    def _shown(self, batch: Batch, left_out: Sequence[LeftOut]) -> list[tuple[Bad, str]]:
+        """Rows as they are listed, each with the id of the row that is kept in its place."""
+        indices = [each.index for each in left_out]
+        numbers, lines, offsets = (values[indices].tolist() for values in (batch.numbers, batch.lines, batch.offsets))
+        places = zip(left_out, numbers, lines, offsets, batch.excerpts_of(indices), strict=True)
+        return [
+            (
+                Bad(
+                    number,
+                    each.step,
+                    BadRow(self._file, line, each.reason, text, each.detail, None if offset < 0 else offset),
+                ),
+                each.kept,
+            )
+            for each, number, line, offset, text in places
+        ]
 
     def _moved(self, row: BadRow) -> BadRow:
-        return row if row.line is None else row._replace(line=row.line + self.lines_before)
+        if row.line is None or self.lines_before == 0:
+            return row
+        return BadRow(row.file, row.line + self.lines_before, *row[2:])
 
     def _write_blank(self) -> None:
         for row in self._blank:

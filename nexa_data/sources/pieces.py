@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from nexa_core import digests
 from nexa_data.sources.json_files import excerpts_at, rows_of_block
@@ -29,7 +30,7 @@ class Whole:
         return self.read()
 
     def digest(self) -> str | None:
-        return None if self.path is None else digests.of_file(self.path)
+        return None if self.path is None else digests.quick_of_file(self.path)
 
 
 @dataclass
@@ -65,7 +66,7 @@ class JsonLines:
     def digest(self) -> str:
         self._load()
         assert self._data is not None
-        return digests.of_bytes(self._data)
+        return digests.quick(self._data)
 
     def excerpts_at(self, offsets: Iterable[int]) -> Iterator[str]:
         return excerpts_at(self.path, offsets)
@@ -75,17 +76,16 @@ class JsonLines:
         if self._data is not None:
             return
         with self.path.open("rb") as file:
-            before = max(0, self.begin - 1)
-            file.seek(before)
-            data = file.read(self.end - before)
-            if self.begin:
-                skipped = data.find(b"\n") + 1 or len(data)
-                data = data[skipped:]
-                before += skipped
-            self._first = before
-            if data and not data.endswith(b"\n"):
-                data += file.readline(MAX_LINE_BYTES + 1)
-        self._data = data
+            self._first = self.begin and _line_end(file, self.begin - 1, self.end - self.begin + 1)
+            last = self.end if self._first >= self.end else _line_end(file, self.end - 1, MAX_LINE_BYTES + 2)
+            file.seek(self._first)
+            self._data = file.read(max(0, last - self._first))
+
+
+def _line_end(file: BinaryIO, position: int, limit: int) -> int:
+    """Where the line ends in which a byte lies, or where `limit` bytes from there end."""
+    file.seek(position)
+    return position + len(file.readline(limit))
 
 
 def cut_json_lines(file: str, path: Path) -> list[JsonLines]:

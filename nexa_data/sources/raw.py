@@ -64,7 +64,7 @@ class Piece(Protocol):
         """Of those that were read."""
 
     def digest(self) -> str | None:
-        """The sha256 of all that its rows are made of; None where it cannot be told before they are read."""
+        """A digest of all that its rows are made of; None where it cannot be told before they are read."""
 
     @property
     def excerpts_at(self) -> ExcerptsAt | None:
