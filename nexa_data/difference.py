@@ -1,13 +1,14 @@
 """How two versions of a dataset differ: rows added, removed and changed, and what each step did in either."""
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
+from xxhash import xxh3_64_intdigest
 
 from nexa_core.errors import UserError
 from nexa_data.datasets import Dataset
@@ -68,26 +69,67 @@ def compare(old: Dataset, new: Dataset) -> Difference:
         dataset.require_whole()
     before, after = _ids(old), _ids(new)
     joined = after.join(before, "row_id", join_type="inner", right_suffix="_before")
-    removed = _rows(old, compute.filter(before["row_id"], compute.invert(_is_in(before, after))))
-    added = _rows(new, compute.filter(after["row_id"], compute.invert(_is_in(after, before))))
-    changed = removed.keys() & added.keys()
-    shown = {
-        "added": [str(row) for key, row in added.items() if key not in changed],
-        "removed": [str(row) for key, row in removed.items() if key not in changed],
-        "changed": [f"{row}, was {removed[key].target}" for key, row in added.items() if key in changed],
-    }
+    removed = _Rows(old, compute.filter(before["row_id"], compute.invert(_is_in(before, after))))
+    added = _Rows(new, compute.filter(after["row_id"], compute.invert(_is_in(after, before))))
+    pairs = _Pairs(removed.inputs, added.inputs)
     return Difference(
         old=old.key,
         new=new.key,
         num_same=len(joined),
         num_moved=compute.sum(compute.not_equal(joined["split"], joined["split_before"])).as_py() or 0,
         num_with_other_extras=compute.sum(compute.not_equal(joined["extra"], joined["extra_before"])).as_py() or 0,
-        num_added=len(added) - len(changed),
-        num_removed=len(removed) - len(changed),
-        num_changed=len(changed),
+        num_added=len(added.inputs) - pairs.num_changed,
+        num_removed=len(removed.inputs) - pairs.num_changed,
+        num_changed=pairs.num_changed,
         steps=_steps(old, new),
-        examples={kind: tuple(sorted(texts)[:MAX_EXAMPLES]) for kind, texts in shown.items()},
+        examples=_examples(removed, added, pairs),
     )
+
+
+class _Pairs:
+    """Rows of the old version and of the new that have the same input: as many changed as there are on both sides.
+
+    Args:
+        old: uint64, the hashed input of each row that is not in the new version.
+        new: likewise.
+    """
+
+    def __init__(self, old: np.ndarray, new: np.ndarray):
+        (self._old, old_times), (self._new, new_times) = (np.unique(each, return_counts=True) for each in (old, new))
+        self._both, in_old, in_new = np.intersect1d(self._old, self._new, assume_unique=True, return_indices=True)
+        self._times = np.minimum(old_times[in_old], new_times[in_new])
+        old_times[in_old] -= self._times
+        new_times[in_new] -= self._times
+        self._old, self._new = self._old[old_times > 0], self._new[new_times > 0]
+
+    @property
+    def num_changed(self) -> int:
+        return int(self._times.sum())
+
+    def of(self, key: int) -> int:
+        """How many rows of an input changed."""
+        return int(self._times[self._both == np.uint64(key)].sum())
+
+    def first(self) -> dict[str, list[int]]:
+        """A few inputs of each kind."""
+        kinds = {"added": self._new, "removed": self._old, "changed": self._both}
+        return {kind: keys[:MAX_EXAMPLES].tolist() for kind, keys in kinds.items()}
+
+
+def _examples(removed: "_Rows", added: "_Rows", pairs: _Pairs) -> dict[str, tuple[str, ...]]:
+    """A few rows of each kind; of an input with several targets those with the first ids changed, the others came or went."""
+    first = pairs.first()
+    old, new = removed.of({*first["removed"], *first["changed"]}), added.of({*first["added"], *first["changed"]})
+    shown = {
+        "added": [str(row) for key in first["added"] for row in new[key][pairs.of(key) :]],
+        "removed": [str(row) for key in first["removed"] for row in old[key][pairs.of(key) :]],
+        "changed": [
+            f"{row}, was {was.target}"
+            for key in first["changed"]
+            for row, was in zip(new[key], old[key], strict=False)  # those that came or went have no other
+        ],
+    }
+    return {kind: tuple(sorted(texts)[:MAX_EXAMPLES]) for kind, texts in shown.items()}
 
 
 class _Row(NamedTuple):
@@ -133,28 +175,37 @@ def _ids(dataset: Dataset) -> pyarrow.Table:
 
 
 def _hash(text: str | None) -> int:
-    return int.from_bytes(hashlib.blake2b((text or "").encode("utf-8"), digest_size=8).digest(), "big", signed=True)
+    return xxh3_64_intdigest((text or "").encode("utf-8")) - 2**63
 
 
 def _is_in(rows: pyarrow.Table, others: pyarrow.Table) -> pyarrow.ChunkedArray:
     return compute.is_in(rows["row_id"], value_set=others["row_id"].combine_chunks())
 
 
-def _rows(dataset: Dataset, row_ids: pyarrow.ChunkedArray) -> dict[bytes, _Row]:
-    """Some rows by what a model is shown of them."""
-    found: dict[bytes, _Row] = {}
-    wanted = row_ids.combine_chunks()
-    for split in dataset.num_rows:
-        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
-            for batch in file.iter_batches():
-                chosen = batch.filter(compute.is_in(batch["row_id"], value_set=wanted))
-                for row in chosen.to_pylist():
-                    row_id = row.pop("row_id")
-                    key = shown_of(dataset.kind, row)
-                    # Rows of one input and several targets count one by one.
-                    key = key if key not in found else key + row_id.encode()
-                    found[key] = _Row.of(dataset.kind, row)
-    return found
+class _Rows:
+    """Some rows of a dataset; of each only its hashed input is held."""
+
+    def __init__(self, dataset: Dataset, row_ids: pyarrow.ChunkedArray):
+        self._dataset, self._row_ids = dataset, row_ids.combine_chunks()
+        self.inputs = np.fromiter((key for key, _ in self._read()), dtype=np.uint64)
+
+    def of(self, keys: set[int]) -> dict[int, list[_Row]]:
+        """Those of some inputs, by their ids."""
+        found: dict[int, list[tuple[str, _Row]]] = {key: [] for key in keys}
+        for key, row in self._read():
+            if key in found:
+                found[key].append((row["row_id"], _Row.of(self._dataset.kind, row)))
+        return {key: [row for _, row in sorted(rows)] for key, rows in found.items()}
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not len(self._row_ids):
+            return
+        for split in self._dataset.num_rows:
+            with parquet.ParquetFile(self._dataset.split_path(split), pre_buffer=False) as file:
+                for batch in file.iter_batches():
+                    chosen = batch.filter(compute.is_in(batch["row_id"], value_set=self._row_ids))
+                    for row in chosen.to_pylist():
+                        yield xxh3_64_intdigest(shown_of(self._dataset.kind, row)), row
 
 
 def _clipped(value: object, length: int) -> str:

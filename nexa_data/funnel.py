@@ -1,8 +1,8 @@
 """What each step of a dataset left out, and what it would with other limits: told from the scores that are kept."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from nexa_data.batches import score_name
 from nexa_data.datasets import Dataset
 from nexa_data.judge import DECONTAMINATE, NEAR_DUPLICATES, REPEATS
 from nexa_data.quality import open_step, step_names
+
+Place = tuple[str, int]
+"""File and line of a row."""
 
 MAX_EXAMPLE_CHARS = 160
 NO_NEAR_DUPLICATES = "near duplicates are not counted here: which rows are near ones depends on those that are left"
@@ -84,7 +87,7 @@ def show_funnel(dataset: Dataset, *, overrides: Sequence[str] = (), num_examples
     config = _with_overrides(dataset, overrides)
     scores = _read_scores(dataset)
     before = [_recorded(step) for step in manifest["steps"] if step["name"] in ("read", "normalise")]
-    stages, is_kept = _judge(config, scores, _Texts(dataset), num_examples)
+    stages, is_kept = _judge(dataset, config, scores, num_examples)
     if config.decontaminate is not None:
         stages.append(_decontaminated(dataset, config, scores, is_kept))
     is_first = _first_of_each(scores["row_id"], is_kept) if config.drop_duplicates else is_kept
@@ -124,30 +127,26 @@ def _read_scores(dataset: Dataset) -> pyarrow.Table:
 
 
 def _judge(
-    config: DatasetConfig, scores: pyarrow.Table, texts: "_Texts", num_examples: int
+    dataset: Dataset, config: DatasetConfig, scores: pyarrow.Table, num_examples: int
 ) -> tuple[list[Stage], np.ndarray]:
     """The stage of each quality step, and which rows pass all of them."""
     is_kept = np.ones(len(scores), dtype=bool)
-    stages = []
+    stages, shown = list[Stage](), list[list[dict[str, Any]]]()
     for index, (name, settings) in enumerate(zip(step_names(config), config.quality, strict=True)):
         step = open_step(settings)
         reasons = step.reasons({each: scores[score_name(index, each)].to_numpy() for each in step.names})
         removed = is_kept & (reasons != "")
         found, counts = np.unique(reasons[removed], return_counts=True)
         order = sorted(zip(counts.tolist(), found.tolist(), strict=True), key=lambda each: (-each[0], each[1]))
-        shown = scores.take(np.flatnonzero(removed)[:num_examples]).to_pylist()
+        shown.append(scores.take(np.flatnonzero(removed)[:num_examples]).to_pylist())
         rows_in = int(is_kept.sum())
         is_kept &= ~removed
-        stages.append(
-            Stage(
-                name,
-                rows_in,
-                int(is_kept.sum()),
-                {reason: count for count, reason in order},
-                tuple(Example(row["file"], row["line"], texts.of(row)) for row in shown),
-            )
-        )
-    return stages, is_kept
+        stages.append(Stage(name, rows_in, int(is_kept.sum()), {reason: count for count, reason in order}))
+    texts = _beginnings(dataset, [row for rows in shown for row in rows])
+    examples = [
+        tuple(Example(row["file"], row["line"], texts[row["file"], row["line"]]) for row in rows) for rows in shown
+    ]
+    return [replace(stage, examples=each) for stage, each in zip(stages, examples, strict=True)], is_kept
 
 
 def _decontaminated(dataset: Dataset, config: DatasetConfig, scores: pyarrow.Table, is_kept: np.ndarray) -> Stage:
@@ -171,28 +170,25 @@ def _first_of_each(row_ids: pyarrow.ChunkedArray, is_kept: np.ndarray) -> np.nda
     return is_first
 
 
-class _Texts:
-    """The beginnings of rows: of those left out from the rejects, of the others from the dataset."""
+def _beginnings(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> dict[Place, str]:
+    """What some rows begin with: of those that were left out as the rejects tell it, of the others as the dataset has them."""
+    places: dict[Place, str] = {(row["file"], row["line"]): row["row_id"] for row in rows}
+    found: dict[Place, str] = {}
+    with dataset.layout.absolute(dataset.manifest["rejects"]["path"]).open(encoding="utf-8") as lines:
+        for listed in map(json.loads, lines):
+            if (place := (listed["file"], listed["line"])) in places:
+                found[place] = listed["raw"]
+    others = {row_id for place, row_id in places.items() if not found.get(place)}
+    kept = {row.pop("row_id"): json.dumps(row, ensure_ascii=False) for row in _rows_of(dataset, others)}
+    texts = {place: found.get(place) or kept.get(row_id, "") for place, row_id in places.items()}
+    return {place: " ".join(text.split())[:MAX_EXAMPLE_CHARS] for place, text in texts.items()}
 
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-        self._rejected: dict[tuple[str, int], str] | None = None
 
-    def of(self, row: Mapping[str, Any]) -> str:
-        if self._rejected is None:
-            path = self._dataset.layout.absolute(self._dataset.manifest["rejects"]["path"])
-            with path.open(encoding="utf-8") as lines:
-                listed = map(json.loads, lines)
-                self._rejected = {(each["file"], each["line"]): each["raw"] for each in listed}
-        text = self._rejected.get((row["file"], row["line"])) or self._kept(row["row_id"])
-        return " ".join(text.split())[:MAX_EXAMPLE_CHARS]
-
-    def _kept(self, row_id: str) -> str:
-        for split in self._dataset.num_rows:
-            path = self._dataset.split_path(split)
-            found = parquet.read_table(path, filters=[("row_id", "==", row_id)]).to_pylist()
-            if found:
-                return json.dumps(
-                    {key: value for key, value in found[0].items() if key != "row_id"}, ensure_ascii=False
-                )
-        return ""
+def _rows_of(dataset: Dataset, row_ids: set[str]) -> Iterator[dict[str, Any]]:
+    if not row_ids:
+        return
+    wanted = pyarrow.array(sorted(row_ids), pyarrow.string())
+    for split in dataset.num_rows:
+        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
+            for batch in file.iter_batches():
+                yield from batch.filter(pyarrow.compute.is_in(batch["row_id"], wanted)).to_pylist()

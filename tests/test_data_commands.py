@@ -96,6 +96,20 @@ def test_a_changed_target_is_shown_beside_what_it_was(tmp_path: Path) -> None:
     assert re.search(r"^    \+ ask 50 -> target$", text, re.MULTILINE)
 
 
+def test_an_input_with_several_targets_is_counted_row_by_row_whatever_their_order(tmp_path: Path) -> None:
+    before = [{"q": "same", "a": target} for target in "abcd"] + rows_of("text", range(20))
+    after = [{"q": "same", "a": target} for target in "axy"] + rows_of("text", range(20))
+    make(tmp_path, "v1", before)
+    make(tmp_path, "v2", after)
+    make(tmp_path, "v3", after[::-1])
+    found = [compare(*(find_dataset(Layout(tmp_path), f"news_{name}") for name in ("v1", new))) for new in ("v2", "v3")]
+    assert (found[0].num_same, found[0].num_changed, found[0].num_removed, found[0].num_added) == (21, 2, 1, 0)
+    assert found[0].examples == found[1].examples
+    assert len(found[0].examples["changed"]) == 2
+    (gone,) = found[0].examples["removed"]
+    assert not any(gone.removeprefix("same -> ") == each[-1] for each in found[0].examples["changed"])
+
+
 def test_rows_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
     make(tmp_path, "v1", rows_of("text", range(50)))
     make(tmp_path, "v2", rows_of("pairs", range(50)), "pairs")
