@@ -14,7 +14,7 @@ from nexa_data.chunks import Chunk, Converter, chunks_of
 from nexa_data.evaluation_sets import EvaluationSet, Overlap
 from nexa_data.makers import RowError
 from nexa_data.minhash import band_keys, signatures
-from nexa_data.quality import looked_at, open_step
+from nexa_data.quality import look_of, looked_at, open_step
 from nexa_data.quality.private import masker
 from nexa_data.rows import SCHEMAS
 from nexa_data.sources.raw import BadRow, ExcerptsAt, RawRow, Row, excerpt
@@ -118,7 +118,7 @@ class Measuring:
     """The scores of canonical rows, in all steps."""
 
     def __init__(self, making: Making):
-        self._steps = [(looked_at(making.rows.name, each.of), open_step(each)) for each in making.quality]
+        self._steps = [(look_of(making.rows.name, each), open_step(each)) for each in making.quality]
         self.names = [score_name(index, name) for index, (_, step) in enumerate(self._steps) for name in step.names]
 
     def __call__(self, columns: Mapping[str, Any]) -> list[float]:

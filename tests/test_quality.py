@@ -230,6 +230,18 @@ def test_masked_data_is_seen_by_nobody(tmp_path: Path, monkeypatch: pytest.Monke
     assert secret.encode() not in everything
 
 
+@pytest.mark.parametrize(
+    "more", [{"by": "a.b@example.org"}, {"by": [{"a.b@example.org": 1}]}, {"card": 4111111111111111}]
+)
+def test_private_data_in_other_columns_leaves_a_row_out(tmp_path: Path, more: dict[str, Any]) -> None:
+    path = tmp_path / "data" / "raw" / "rows.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = [{"text": GOOD, "label": "a", "score": 0.4111111111111111}, {"text": GOOD, "label": "b", **more}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare_dataset(config({"name": "private"}), Layout(tmp_path))
+    assert (prepared.num_rows["train"], prepared.num_rejected) == (1, 1)
+
+
 def test_masking_leaves_everything_else_as_it_is() -> None:
     mask = masker(["email", "phone", "secret"])
     assert mask({"a": [1, None, 2.5, GOOD], "b@c.de": True}) == {"a": [1, None, 2.5, GOOD], "[EMAIL]": True}

@@ -138,7 +138,10 @@ class FormatStep(StepSettings):
 
 
 class PrivateStep(StepSettings):
-    """Personal data and secrets: rows that have them are left out, or have them blanked before anything else sees them."""
+    """Personal data and secrets: rows that have them are left out, or have them blanked before anything else sees them.
+
+    All columns of a row are looked at, unless `of` names one side.
+    """
 
     name: Literal["private"]
     kinds: Annotated[tuple[PrivateKind, ...], Field(min_length=1)] = PRIVATE_KINDS

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nexa_core.config.data import DatasetConfig
-from nexa_core.config.quality import CustomStep, QualityStep
+from nexa_core.config.quality import CustomStep, PrivateStep, QualityStep
 from nexa_core.lookup import look_up
 
 STEPS = {
@@ -76,8 +76,17 @@ def open_step(settings: QualityStep) -> Step:
     return step
 
 
+def look_of(kind: str, settings: QualityStep) -> Callable[[Mapping[str, Any]], str]:
+    """What a step looks at of a canonical row of that kind; private data is looked for in all columns, unless in one side only."""
+    if isinstance(settings, PrivateStep) and settings.of == "all":
+        from nexa_data.quality.private import all_texts  # which is made of what is here
+
+        return all_texts
+    return looked_at(kind, settings.of)
+
+
 def looked_at(kind: str, of: str) -> Callable[[Mapping[str, Any]], str]:
-    """What a step looks at of a canonical row of that kind."""
+    """The text of a canonical row of that kind, or one side of it."""
     if kind == "text":
         return lambda columns: str(columns["text"])
     if kind == "pairs":

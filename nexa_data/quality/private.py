@@ -1,8 +1,9 @@
 """Personal data and secrets in texts: counted, or blanked. All patterns take time that grows with the text's length alone."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from nexa_core.config.quality import PrivateStep
@@ -55,6 +56,27 @@ def private(settings: PrivateStep) -> Step:
         lambda text: [sum(1 for _ in FINDERS[kind](text)) for kind in kinds],
         tuple(Limit(f"num_{kind}", most=0) for kind in kinds),
     )
+
+
+def all_texts(columns: Mapping[str, Any]) -> str:
+    """The texts and whole numbers of all columns of a canonical row, one a line."""
+    return "\n".join(_texts({name: value for name, value in columns.items() if name != "row_id"}))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif type(value) is int:
+        yield str(value)
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_texts, value))
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == "extra_json" and inner is not None:
+                yield from _texts(json.loads(inner))
+            else:
+                yield name
+                yield from _texts(inner)
 
 
 def masker(kinds: Iterable[str]) -> Callable[[Any], Any]:
