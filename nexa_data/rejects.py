@@ -20,6 +20,8 @@ class Rejects:
     def __init__(self, file: BinaryIO):
         self._file, self._secrets = file, known_secrets()
         self.reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._first: dict[str, BadRow] = {}
+        """The first row of each reason."""
 
     def add(self, step: str, row: BadRow, *, kept: str = "") -> None:
         """Write down a row that `step` leaves out.
@@ -28,6 +30,7 @@ class Rejects:
             kept: the id of the row that is kept in its place.
         """
         self.reasons[step][row.reason] += 1
+        self._first.setdefault(row.reason, row)
         reason = f"{row.reason} of {kept}" if kept else row.reason
         reason = f"{reason}: {row.detail}" if row.detail else reason
         place = {"file": row.file, "line": row.line, "offset": row.offset}
@@ -59,8 +62,13 @@ class Rejects:
 
     def _commonest(self) -> str:
         reasons = self.reasons["read"] + self.reasons["normalise"]
-        shown = ", ".join(f"{count}x {reason}" for reason, count in _ordered(reasons)[:NUM_REASONS_SHOWN])
-        return f"Most often: {shown or 'nothing was there'}."
+        commonest = _ordered(reasons)[:NUM_REASONS_SHOWN]
+        if not commonest:
+            return "Nothing was there."
+        shown = ", ".join(f"{count}x {reason}" for reason, count in commonest)
+        first = self._first[commonest[0][0]]
+        place = first.file if first.line is None else f"{first.file}, line {first.line}"
+        return f"Most often: {shown}. The first: {place}{f': {first.detail}' if first.detail else ''}."
 
 
 @contextmanager

@@ -348,6 +348,7 @@ def test_too_many_bad_rows_are_refused_and_only_the_rejects_are_left(tmp_path):
     ) as error:
         make(tmp_path, [*texts(98), "{", "["])
     assert error.value.exit_code == 3
+    assert "The first: data/raw/rows.jsonl, line 99: Expecting property name" in str(error.value)
     assert [row["line"] for row in rejects_of(tmp_path)] == [99, 100]
     assert list(files_below(tmp_path / "data" / "processed")) == ["training/rejects/news_v1.jsonl"]
     assert make(tmp_path, max_bad_fraction=0.02).num_rejected == 2

@@ -77,7 +77,7 @@ def open_step(settings: QualityStep) -> Step:
 
 
 def look_of(kind: str, settings: QualityStep) -> Callable[[Mapping[str, Any]], str]:
-    """What a step looks at of a canonical row of that kind; private data is looked for in all columns, unless in one side only."""
+    """What a step looks at of a canonical row of that kind; private data is looked for in all columns."""
     if isinstance(settings, PrivateStep) and settings.of == "all":
         from nexa_data.quality.private import all_texts  # which is made of what is here
 
