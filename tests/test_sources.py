@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pyarrow
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from nexa_core.config.data import CsvFormat, FilesSource, JsonFormat, TextFormat
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_data.sources import csv_files, open_source, streams
+from nexa_data.sources import csv_files, open_source, pieces, streams
 from nexa_data.sources.csv_files import read_csv
 from nexa_data.sources.raw import BadRow, RawRow
 
@@ -201,18 +202,35 @@ def test_a_truncated_compressed_file_gives_its_beginning_and_one_bad_row(tmp_pat
     assert [(row.line, row.reason) for row in bad] == [(None, "unreadable file")]
 
 
-def test_a_damaged_parquet_file_gives_what_lies_before_the_damage(tmp_path):
+@pytest.mark.parametrize("piece_bytes", [1, 30_000, 2**20])
+def test_a_damaged_row_group_costs_its_own_rows_alone(tmp_path, monkeypatch, piece_bytes):
     path = tmp_path / "data" / "x.parquet"
     path.parent.mkdir()
-    parquet.write_table(
-        pyarrow.table({"a": [str(n**7) for n in range(4000)]}), path, row_group_size=1000, use_dictionary=False
-    )
+    table = pyarrow.table({"a": [str(n**7) for n in range(4000)]})
+    parquet.write_table(table, path, row_group_size=1000, use_dictionary=False)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
     path.write_bytes(bytes(data))
     good, bad = read(tmp_path)
-    assert 0 < len(good) < 4000
-    assert [row.reason for row in bad] == ["unreadable file"]
+    numbers = {row.line for row in good}
+    assert numbers >= {*range(1, 1001), *range(3001, 4001)}
+    assert all(row.values == {"a": str((row.line - 1) ** 7)} for row in good)
+    assert {row.reason for row in bad} == {"unreadable file"}
+    lost = [re.match(r"rows (\d+) to (\d+) are lost: ", row.detail) for row in bad]
+    assert {number for each in lost for number in range(int(each[1]), int(each[2]) + 1)} == set(
+        range(1, 4001)
+    ) - numbers
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    found, before = [], 0
+    source = open_source(FilesSource(name="files", path="data"), Layout(tmp_path))
+    cut = source.pieces()
+    for piece in cut:
+        rows = piece.rows()
+        found += [row._replace(line=row.line + before) if isinstance(row, RawRow) else row for row in rows]
+        before += piece.num_lines
+    assert len(cut) == {1: 4, 30_000: 2, 2**20: 1}[piece_bytes]
+    assert found == list(source.rows())
+    assert len({piece.digest() for piece in cut}) == len(cut)
 
 
 def test_a_line_of_enormous_length_is_a_bad_row_and_not_a_full_memory(tmp_path, monkeypatch):

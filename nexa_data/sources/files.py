@@ -1,7 +1,8 @@
 """The source `files`: the user's own files, found, checked and read one after the other in sorted order."""
 
+import contextlib
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from nexa_core.paths import Layout
 from nexa_data.sources.csv_files import read_csv
 from nexa_data.sources.json_files import read_json, read_json_lines
 from nexa_data.sources.parquet_files import read_parquet
-from nexa_data.sources.pieces import Whole, cut_json_lines
+from nexa_data.sources.pieces import Whole, cut_json_lines, cut_parquet
 from nexa_data.sources.raw import UNREADABLE, BadRow, Piece, Row
 from nexa_data.sources.streams import COMPRESSIONS, UnreadableError
 from nexa_data.sources.text_files import read_text
@@ -62,15 +63,22 @@ class Files:
             self._refuse_change(name)
 
     def pieces(self) -> list[Piece]:
-        """The files one after the other, large ones of JSON lines in several pieces."""
+        """The files one after the other, large ones of JSON lines and of Parquet in several pieces."""
         found: list[Piece] = []
         for name, path in self._files.items():
-            if self._formats[name] == "jsonl" and path.suffix.lower() not in COMPRESSIONS:
-                found += cut_json_lines(name, path)
-            else:
-                read = partial(_rows_of, path, name, self._formats[name], self._config)
-                found.append(Whole(name, read, path, size_bytes=self._states[name][0]))
+            cut = self._cut(name, path)
+            read = partial(_rows_of, path, name, self._formats[name], self._config)
+            found += cut or [Whole(name, read, path, size_bytes=self._states[name][0])]
         return found
+
+    def _cut(self, name: str, path: Path) -> Sequence[Piece]:
+        """The pieces of a file that can be read from more places than its beginning; none of another."""
+        if self._formats[name] == "jsonl" and path.suffix.lower() not in COMPRESSIONS:
+            return cut_json_lines(name, path)
+        if self._formats[name] == "parquet":
+            with contextlib.suppress(UnreadableError):  # which reading it will tell
+                return cut_parquet(name, path)
+        return []
 
     def begin_digests(self) -> None:
         pool = ThreadPoolExecutor(1)

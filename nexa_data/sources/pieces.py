@@ -1,12 +1,14 @@
-"""What a source is read in: whole streams of rows, or, of large files of JSON lines, ranges of bytes."""
+"""What a source is read in: whole streams of rows, ranges of bytes of large files of JSON lines, row groups of Parquet files."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
 from nexa_core import digests
 from nexa_data.sources.json_files import excerpts_at, rows_of_block
+from nexa_data.sources.parquet_files import RowGroup, footer, read_row_groups, row_groups
 from nexa_data.sources.raw import UNREADABLE, BadRow, Row
 from nexa_data.sources.streams import MAX_LINE_BYTES, UTF16_MARKS, UnreadableError
 
@@ -80,6 +82,61 @@ class JsonLines:
             last = self.end if self._first >= self.end else _line_end(file, self.end - 1, MAX_LINE_BYTES + 2)
             file.seek(self._first)
             self._data = file.read(max(0, last - self._first))
+
+
+@dataclass
+class RowGroups:
+    """Row groups of a Parquet file that follow each other."""
+
+    file: str
+    path: Path
+    first: int
+    """Which of the file's row groups comes first."""
+    groups: Sequence[RowGroup]
+    excerpts_at: None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(group.end - group.begin for group in self.groups)
+
+    @property
+    def begin_bytes(self) -> int:
+        return self.groups[0].begin
+
+    @property
+    def num_lines(self) -> int:
+        return sum(group.num_rows for group in self.groups)
+
+    def rows(self) -> Iterator[Row]:
+        try:
+            yield from read_row_groups(self.path, self.file, self.first, self.groups)
+        except UnreadableError as error:
+            yield BadRow(self.file, None, UNREADABLE, detail=str(error))
+
+    def digest(self) -> str:
+        """Of the groups' bytes, and of what the file says of them."""
+        with self.path.open("rb") as file:
+            file.seek(self.begin_bytes)
+            data = file.read(self.groups[-1].end - self.begin_bytes)
+        return digests.of_value([digests.quick(data), digests.quick(footer(self.path))])
+
+
+def cut_parquet(file: str, path: Path) -> list[RowGroups]:
+    """A file in pieces of whole row groups that follow each other; no piece where it has no rows.
+
+    Raises:
+        UnreadableError: the file is not Parquet.
+    """
+    pieces: list[list[RowGroup]] = []
+    size = PIECE_BYTES
+    for group in row_groups(path):
+        if size >= PIECE_BYTES:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(group)
+        size += group.end - group.begin
+    firsts = accumulate(map(len, pieces), initial=0)
+    return [RowGroups(file, path, first, groups) for first, groups in zip(firsts, pieces, strict=False)]
 
 
 def _line_end(file: BinaryIO, position: int, limit: int) -> int:
