@@ -163,9 +163,44 @@ def test_an_empty_source_does_not_empty_the_destination(source: Path, other: str
         sync(str(tmp_path / "empty"), other, delete=True)
 
 
-def test_a_source_without_files_is_told(bucket: TestBucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sync(f"{bucket.url}/tpyo", str(tmp_path / "target"))
-    assert f"{bucket.url}/tpyo holds no files to sync; is its name right?" in caplog.text
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (
+            "data/2026/rwa",
+            r"Nothing lies at s3://.*/rwa, so .* begins with 'data/2026/rwa/'. Did you mean 'raw'\? Mend",
+        ),
+        ("data/2026/ra", "Nothing lies at .* begins with 'data/2026/ra/'"),
+        ("data/2026/raw/a.csv", "a.csv is an object; .* Name s3://[^ ]*/data/2026/raw and --include 'a.csv'"),
+        ("no/such", "begins with 'no/such/'. Mend the name"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(bucket: TestBucket, tmp_path: Path, prefix: str, message: str) -> None:
+    bucket.put("data/2026/raw/a.csv", b"1")
+    bucket.put("data/2026/rawer", b"1")
+    target = write(tmp_path / "target", {"stale": b"x"})
+    for options in ({}, {"delete": True}, {"include": ["*.csv"]}, {"dry_run": True}):
+        with pytest.raises(UserError, match=message):
+            sync(f"{bucket.url}/{prefix}", str(target), **options)  # type: ignore[arg-type]
+    assert read(target) == {"stale": b"x"}
+
+
+@pytest.mark.parametrize("place", ["bucket", "marker", "folder"])
+def test_a_source_without_files_is_told(
+    bucket: TestBucket, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    if place == "marker":
+        bucket.put("raw/", b"")
+    source = {"bucket": bucket.url, "marker": f"{bucket.url}/raw", "folder": str(tmp_path / "empty")}[place]
+    for delete in (False, True):
+        caplog.clear()
+        sync(source, str(tmp_path / "target"), delete=delete)
+        assert f"{source} holds no files to sync; is its name right?" in caplog.text
+    write(tmp_path / "target", {"a": b"1"})
+    with pytest.raises(UserError, match=r"no files to sync, and --delete would empty"):
+        sync(source, str(tmp_path / "target"), delete=True)
+    assert read(tmp_path / "target") == {"a": b"1"}
 
 
 def test_between_two_buckets(source: Path, bucket: TestBucket, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nexa_core import digests
-from nexa_core.errors import NexaError
+from nexa_core.errors import NexaError, UserError
+from nexa_core.lookup import did_you_mean
 from nexa_core.storage import multipart
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
@@ -57,6 +58,24 @@ class Bucket:
             "Rename it",
         )
         return {entry.key: entry for entry in found}
+
+    def require_there(self) -> None:
+        """A bucket without a prefix is there; of a prefix, the marker of an empty folder is enough."""
+        with self._told():
+            if not self._prefix or self._list_some(self._prefix):
+                return
+            name = self._prefix.rstrip("/")
+            if self._list_some(name)[:1] == [name]:
+                folder, _, file = self.url.rpartition("/")
+                raise UserError(
+                    f"{self.url} is an object; sync takes all below a prefix. Name {folder} and --include {file!r}."
+                )
+            around = name.rpartition("/")[0]
+            names = [each.rpartition("/")[2] for each in self._list_folders(f"{around}/" if around else "")]
+        raise UserError(
+            f"Nothing lies at {self.url}, so there is nothing to copy: {self._clients.endpoint} has no key that begins "
+            f"with {self._prefix!r}.{did_you_mean(name.rpartition('/')[2], names)} Mend the name, or fill it first."
+        )
 
     def stated_digest(self, entry: Entry) -> str | None:
         known = self.digests.get(entry)
@@ -183,6 +202,16 @@ class Bucket:
         pages = self._clients.whole.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix)
         found = [each for page in pages for each in page.get("Contents", [])]
         return [Entry(each["Key"][len(self._prefix) :], each["Size"], each["ETag"]) for each in found]
+
+    def _list_some(self, start: str) -> list[str]:
+        """The first names that begin with `start`, in order."""
+        found = self._clients.whole.list_objects_v2(Bucket=self._name, Prefix=start, MaxKeys=1)
+        return [each["Key"] for each in found.get("Contents", [])]
+
+    def _list_folders(self, folder: str) -> list[str]:
+        """Some of the folders in a folder, to tell what may have been meant."""
+        found = self._clients.whole.list_objects_v2(Bucket=self._name, Prefix=folder, Delimiter="/")
+        return [each["Prefix"].rstrip("/") for each in found.get("CommonPrefixes", [])]
 
     def _head(self, entry: Entry) -> str | None:
         with self._told(entry.key):

@@ -64,6 +64,12 @@ class Folder:
         refuse_keys(undecodable, f"a name in {self.url} that is not UTF-8, which S3 keys have to be", "Rename it")
         return found
 
+    def require_there(self) -> None:
+        if not self.root.exists():
+            raise UserError(
+                f"{self.url} does not exist, so there is nothing to copy. Name a folder, or s3://bucket/prefix"
+            )
+
     def stated_digest(self, entry: Entry) -> str | None:
         return self.digests.get(entry)
 

@@ -59,6 +59,9 @@ class Place(Protocol):
             UserError: a key that is kept cannot be the name of a file in a folder.
         """
 
+    def require_there(self) -> None:
+        """Raise a `UserError` where nothing at all lies here; asked of a source in which no file was found."""
+
     def stated_digest(self, entry: Entry) -> str | None:
         """The file's SHA-256 where it is known without reading the file."""
 

@@ -117,7 +117,10 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
             return True
         return False
 
-    there, here = source.entries(belongs), destination.entries(belongs)
+    there = source.entries(belongs)
+    if not there:
+        source.require_there()
+    here = destination.entries(belongs)
     keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(

@@ -79,7 +79,6 @@ def sync(
         raise UserError(f"--endpoint {endpoint} is for s3:// places, and neither {source} nor {destination} is one.")
     origin, target = (open_place(name, endpoint=endpoint) for name in (source, destination))
     _refuse_overlap(origin, target)
-    _require_folder(origin)
     try:
         keep = Filter(tuple(include), tuple(exclude))
         plan = make_plan(origin, target, keep=keep, delete=delete, concurrency=concurrency)
@@ -136,13 +135,6 @@ def _refuse_slips(name: str) -> None:
             raise _unknown_scheme(scheme)
         meant = f"{scheme}://{'/' if scheme == 'file' else ''}{slip[2].lstrip('/')}"
         raise UserError(f"'{name}' is no URL. Did you mean {meant}? A folder of that name is ./{name}")
-
-
-def _require_folder(origin: Place) -> None:
-    if isinstance(origin, Folder) and not origin.root.exists():
-        raise UserError(
-            f"{origin.url} does not exist, so there is nothing to copy. Name a folder, or s3://bucket/prefix"
-        )
 
 
 def _refuse_overlap(origin: Place, target: Place) -> None:
