@@ -148,6 +148,40 @@ def test_only_what_the_patterns_name_is_copied_and_deleted(other: str, tmp_path:
     assert set(read(tmp_path / "back")) == {"a.csv", "b/c.csv", "stale.txt", "keep/stale.csv"}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("raw/", {"raw/a", "raw/b/x"}),
+        ("./raw/", {"raw/a", "raw/b/x"}),
+        ("/raw/.", {"raw/a", "raw/b/x"}),
+        ("raw//b/", {"raw/b/x"}),
+        ("./raw//b/./x", {"raw/b/x"}),
+        ("./x", {"x"}),
+        ("/x", {"x"}),
+        ("./*x", {"x", "raw/b/x"}),
+        ("*/", {"raw/a", "raw/b/x"}),
+        ("./", {"x", "y", "raw/a", "raw/b/x"}),
+        ("x", {"x", "raw/b/x"}),
+    ],
+)
+def test_patterns_may_be_written_as_paths_are(tmp_path: Path, pattern: str, matched: set[str]) -> None:
+    files = {"x": b"1", "raw/a": b"2", "raw/b/x": b"3", "y": b"4"}
+    source, target = str(write(tmp_path / "source", files)), str(tmp_path / "target")
+    assert keys(sync(source, target, include=[pattern], dry_run=True))[0] == matched
+    assert keys(sync(source, target, exclude=[pattern], dry_run=True))[0] == {*files} - matched
+
+
+@pytest.mark.parametrize("pattern", ["kep/", "../raw", "./kep", "", "source/a.csv", "A.CSV"])
+def test_an_exclude_that_matches_no_file_is_told(source: Path, tmp_path: Path, pattern: str) -> None:
+    for dry_run in (True, False):
+        synced = sync(str(source), str(tmp_path / "target"), exclude=["*.txt", pattern], dry_run=dry_run)
+        assert f"matched no file: --exclude {pattern!r}" in synced.as_text()
+        assert "*.txt" not in synced.as_text()
+        assert synced.as_json()["unused_excludes"] == [pattern]
+    with pytest.raises(UserError, match="matches no file"):
+        sync(str(source), str(tmp_path / "target"), include=["*.csv", pattern])
+
+
 def test_delete_removes_what_the_source_lacks_and_the_folders_that_are_empty_then(source: Path, tmp_path: Path) -> None:
     write(tmp_path / "target", {"x/y/z": b"old", "b/old": b"old"})
     assert sync(str(source), str(tmp_path / "target")).plan.num_kept == 2

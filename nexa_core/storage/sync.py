@@ -51,7 +51,7 @@ class Synced:
         did = f"{len(self.plan.copies):,} copied ({self.plan.size_bytes:,} bytes, {rate:,.1f} MB/s)"
         kept = f", {self.plan.num_kept:,} only there and kept" if self.plan.num_kept else ""
         rest = f"{len(self.plan.deletions):,} deleted, {self.plan.num_unchanged:,} unchanged{kept}"
-        return f"{did}, {rest}{self.plan.unfinished_as_text()}\n{self.destination}"
+        return f"{did}, {rest}{self.plan.notes_as_text()}\n{self.destination}"
 
 
 def sync(
