@@ -522,12 +522,35 @@ def test_keys_that_lead_elsewhere_are_refused(
     assert keys(sync(bucket.url, str(tmp_path / "target"), exclude=[key]))[0] == {"fine"}
 
 
-def test_markers_of_folders_are_no_files(bucket: TestBucket, tmp_path: Path) -> None:
-    bucket.put("raw/", b"")
-    bucket.put("raw/deep/", b"")
-    bucket.put("raw/deep/a", b"1")
+@pytest.mark.parametrize("is_listed_again", [False, True])
+def test_markers_of_folders_are_no_files(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_listed_again: bool
+) -> None:
+    files = {"deep/a": b"1", "deep/empty": b"", "empty": b"", "empty.txt": b"2", "marked/b": b"3", "marked0": b""}
+    for key in ("", "deep/", "marked/", "hollow/", "hollow/in it/"):
+        bucket.put(f"raw/{key}", b"")
+    for key, data in files.items():
+        bucket.put(f"raw/{key}", data)
+    if is_listed_again:
+        monkeypatch.setattr("nexa_core.storage.bucket.ASKED_A_PAGE", 7)  # there are 8
+    else:
+        monkeypatch.setattr(Bucket, "_list_whole", None)
     sync(f"{bucket.url}/raw", str(tmp_path / "target"))
-    assert read(tmp_path / "target") == {"deep/a": b"1"}
+    assert read(tmp_path / "target") == files
+    again = sync(f"{bucket.url}/raw", str(tmp_path / "target"), exclude=["hollow/"])
+    assert keys(again) == (set(), set())
+    assert again.plan.unused_excludes == ["hollow/"]
+
+
+def test_empty_files_do_not_have_the_bucket_listed_again(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(source, {f"package/{index}/__init__.py": b"" for index in range(20)})
+    monkeypatch.setattr(Bucket, "_list_whole", None)
+    sync(str(source), f"{bucket.url}/other")
+    assert sync(str(source), f"{bucket.url}/other", delete=True).plan.num_unchanged == 24
+    sync(f"{bucket.url}/other", str(tmp_path / "back"))
+    assert read(tmp_path / "back") == read(source)
 
 
 def test_symbolic_links_are_refused(source: Path, other: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED_BY_OBSTORE = re.compile(r"[^\x00-\x1f\x7f]+")
 LONGEST_KEY_BYTES = 1024
 MISSING = ("NoSuchKey", "404")
+ASKED_AT_ONCE = 16
+ASKED_A_PAGE = 50
+"""Questions about single objects that take about as long, `ASKED_AT_ONCE`, as a page of a listing."""
+KEYS_A_PAGE = 1000
 KEYS_A_DELETE = 1000
 
 
@@ -51,7 +56,7 @@ class Bucket:
             listed = self._list_fast()
             if listed is None:
                 listed = self._list_whole()
-        found = [entry for entry in listed if keep(entry.key) and not _is_folder_marker(entry)]
+        found = [entry for entry in listed if not _is_folder_marker(entry) and keep(entry.key)]
         refuse_keys(
             [entry.key for entry in found if _leaves(entry.key)],
             f"a key in {self.url} that is no file's path",
@@ -62,10 +67,11 @@ class Bucket:
     def require_there(self) -> None:
         """A bucket without a prefix is there; of a prefix, the marker of an empty folder is enough."""
         with self._told():
-            if not self._prefix or self._list_some(self._prefix):
+            below = {"Bucket": self._name, "Prefix": self._prefix, "MaxKeys": 1}
+            if not self._prefix or self._clients.whole.list_objects_v2(**below).get("Contents"):
                 return
             name = self._prefix.rstrip("/")
-            if self._list_some(name)[:1] == [name]:
+            if self._size_of(name) is not None:
                 folder, _, file = self.url.rpartition("/")
                 raise UserError(
                     f"{self.url} is an object; sync takes all below a prefix. Name {folder} and --include {file!r}."
@@ -183,9 +189,11 @@ class Bucket:
                 written.version = found["ETag"]  # an answer that got lost, or another sync of the same files
 
     def _list_fast(self) -> list[Entry] | None:
-        """The listing, or None where obstore cannot tell it: it knows neither odd names nor markers of empty folders.
+        """The listing, or None where obstore cannot tell it: it does not know odd names.
 
-        Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for.
+        Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for. And it
+        shows the marker `raw/` of a folder as an empty `raw`, so each empty object is asked for by its name, unless
+        there are so many that a whole second listing takes less time.
         """
         from obstore.exceptions import InvalidPathError
 
@@ -193,9 +201,14 @@ class Bucket:
             found = self._clients.fast.list(self._prefix or None).collect()
         except (InvalidPathError, ValueError):
             return None
-        if any(meta["size"] == 0 or "\ufffd" in meta["path"] for meta in found):
+        empty = [meta["path"] for meta in found if meta["size"] == 0]
+        is_long = len(empty) > ASKED_A_PAGE * -(-len(found) // KEYS_A_PAGE)
+        if is_long or any("\ufffd" in meta["path"] for meta in found):
             return None
-        cut = len(self._prefix)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            sizes = pool.map(self._size_of, empty)
+            markers = {path for path, size_bytes in zip(empty, sizes, strict=True) if size_bytes != 0}
+        cut, found = len(self._prefix), [meta for meta in found if meta["size"] or meta["path"] not in markers]
         return [Entry(meta["path"][cut:], meta["size"], meta["e_tag"] or "") for meta in found]
 
     def _list_whole(self) -> list[Entry]:
@@ -203,10 +216,14 @@ class Bucket:
         found = [each for page in pages for each in page.get("Contents", [])]
         return [Entry(each["Key"][len(self._prefix) :], each["Size"], each["ETag"]) for each in found]
 
-    def _list_some(self, start: str) -> list[str]:
-        """The first names that begin with `start`, in order."""
-        found = self._clients.whole.list_objects_v2(Bucket=self._name, Prefix=start, MaxKeys=1)
-        return [each["Key"] for each in found.get("Contents", [])]
+    def _size_of(self, name: str) -> int | None:
+        """The size of one object; None where there is none of exactly this name."""
+        try:
+            return int(self._clients.whole.head_object(Bucket=self._name, Key=name)["ContentLength"])
+        except self._clients.whole.exceptions.ClientError as error:
+            if error_code(error) in MISSING:
+                return None
+            raise
 
     def _list_folders(self, folder: str) -> list[str]:
         """Some of the folders in a folder, to tell what may have been meant."""
