@@ -583,6 +583,58 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         sync(str(source), str(tmp_path / "second"))
 
 
+def test_a_file_that_the_patterns_leave_out_is_not_taken_for_a_folder(other: str, source: Path, tmp_path: Path) -> None:
+    sync(str(source), other)
+    target = write(tmp_path / "target", {"b": b"no CSV"})
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"'b/c.csv': would lie in a folder where .*target has a file. Rename one"):
+            sync(other, str(target), include=["*.csv"], dry_run=dry_run)
+    assert read(target) == {"b": b"no CSV"}
+    sync(other, str(target), include=["*.csv"], exclude=["b/"])
+    assert read(target) == {"a.csv": b"1", "b": b"no CSV"}
+
+
+def test_keys_of_which_one_is_a_folder_of_the_other_are_refused_unless_one_is_left_out(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a/b", b"1")
+    bucket.put("other", b"2")
+    listing = list(open_place(bucket.url).entries(lambda key: True).values())
+    monkeypatch.setattr(Bucket, "_list_fast", lambda self: [Entry("a", 4, "1"), *listing])  # not all hold both
+    target = tmp_path / "target"
+    with pytest.raises(UserError, match=r"'a/b': lies below a name that is a file's .* or leave it out with --exclude"):
+        sync(bucket.url, str(target))
+    assert not target.exists()
+    sync(bucket.url, str(target), exclude=["./a"])
+    assert read(target) == {"a/b": b"1", "other": b"2"}
+    write(tmp_path / "second", {"a": b"file"})
+    with pytest.raises(UserError, match=r"'a/b': would lie in a folder where .*second has a file"):
+        sync(bucket.url, str(tmp_path / "second"), exclude=["./a"])
+    assert read(tmp_path / "second") == {"a": b"file"}
+
+
+def test_a_folder_that_became_a_file_since_the_plan_is_a_conflict(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    interfere(monkeypatch, lambda: write(target, {"b": b"theirs"}))
+    with pytest.raises(Conflict, match=r"target/b/.* cannot be written: a folder around it has become a file"):
+        sync(str(source), str(target))
+    assert read(target)["b"] == b"theirs"
+    sync(str(source), str(tmp_path / "second"))
+    write(tmp_path / "second", {"old/x": b"1"})
+
+    def replace() -> None:
+        (tmp_path / "second" / "old" / "x").unlink()
+        (tmp_path / "second" / "old").rmdir()
+        write(tmp_path / "second", {"old": b"theirs"})
+
+    interfere(monkeypatch, replace)
+    with pytest.raises(Conflict, match="old/x changed since the sync was planned"):
+        sync(str(source), str(tmp_path / "second"), delete=True)
+    assert read(tmp_path / "second")["old"] == b"theirs"
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "options", "message"),
     [
@@ -593,6 +645,10 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         ("file://host/folder", "there", {}, "names no folder of this machine"),
         ("missing", "there", {}, "missing does not exist, so there is nothing to copy"),
         ("here/file", "there", {}, "here/file is a file; sync takes folders. Name its folder and --include 'file'"),
+        ("here/file/a/b", "there", {}, "here/file/a/b cannot be a folder, for "),
+        ("here", "stands/in/the/way", {}, "stands is a file. Name another folder, or rename the file"),
+        ("here", "/dev/null/way", {}, "/dev/null/way cannot be a folder, for /dev/null is a file"),
+        ("here", "stands/way", {"dry_run": True}, "stands is a file. Name another folder, or rename the file"),
         ("here", "here", {}, "here and here are the same place, or one lies inside the other"),
         ("here", "here/inside", {}, "are the same place, or one lies inside the other"),
         ("here", "there", {"include": ["*.csv"]}, "--include '*.csv' matches no file"),
@@ -623,11 +679,12 @@ def test_bad_input_is_told_in_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(write(tmp_path / "lab", {"here/file": b"1"}).resolve())
+    files = {"here/file": b"1", "stands": b"2"}
+    monkeypatch.chdir(write(tmp_path / "lab", files).resolve())
     with pytest.raises(UserError) as told:
         sync(source, destination, **options)  # type: ignore[arg-type]
     assert message in str(told.value)
-    assert read(tmp_path / "lab") == {"here/file": b"1"}
+    assert read(tmp_path / "lab") == files
 
 
 def test_folders_may_still_be_named_like_urls(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

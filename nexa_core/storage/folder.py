@@ -25,6 +25,7 @@ from nexa_core.storage.place import (
     Piece,
     Place,
     digest,
+    parents,
     read_ahead,
     refuse_keys,
     where,
@@ -42,9 +43,13 @@ class Folder:
         self.digests = DigestCache(f"file://{self.root}", cache)
 
     def entries(self, keep: Keep) -> dict[str, Entry]:
-        if self.root.exists() and not self.root.is_dir():
+        if _is_no_folder(self.root):
             raise UserError(
                 f"{self.url} is a file; sync takes folders. Name its folder and --include {self.root.name!r}."
+            )
+        if file := next(filter(_is_no_folder, self.root.parents), None):
+            raise UserError(
+                f"{self.url} cannot be a folder, for {file} is a file. Name another folder, or rename the file."
             )
         found, links, odd, undecodable = {}, [], [], []
         for entry in _walk(self.root):
@@ -84,6 +89,10 @@ class Folder:
     def check(self, keys: list[str]) -> None:
         folders = [key for key in keys if (self.root / key).is_dir()]
         refuse_keys(folders, f"would be a file where {self.url} has a folder", "Rename one of them")
+        # The plan knows of those files only that the patterns match.
+        files = {each for each in {each for key in keys for each in parents(key)} if _is_no_folder(self._path(each))}
+        below = [key for key in keys if not files.isdisjoint(parents(key))]
+        refuse_keys(below, f"would lie in a folder where {self.url} has a file", "Rename one of them")
         too_long = [key for key in keys if any(len(part.encode()) > 255 for part in key.split("/"))]
         refuse_keys(too_long, "longer than the 255 bytes that a file's name may have", "Rename it")
         for key in keys:
@@ -111,11 +120,14 @@ class Folder:
         self._refuse_links(key)
         path = self._path(key)
         partial = path.with_name(f".{_identity(source, entry)[:32]}{durable.TEMPORARY_SUFFIX}")
-        with durable.resume(path, partial) as file:
-            sha256 = _fill(file, source, entry, lanes=lanes, moved=moved)
-            if sha256 is None:  # what an earlier sync left was not what it should be
-                sha256 = _fill(file, source, entry, lanes=lanes, moved=moved, afresh=True)
-            self._check_still(key, replaces)
+        try:
+            with durable.resume(path, partial) as file:
+                sha256 = _fill(file, source, entry, lanes=lanes, moved=moved)
+                if sha256 is None:  # what an earlier sync left was not what it should be
+                    sha256 = _fill(file, source, entry, lanes=lanes, moved=moved, afresh=True)
+                self._check_still(key, replaces)
+        except (FileExistsError, NotADirectoryError):
+            raise Conflict(where(self, key), "cannot be written: a folder around it has become a file") from None
         source.digests.learn(entry, str(sha256))
         self.digests.learn(_entry(key, path.stat(), is_settled=True), str(sha256))
 
@@ -150,7 +162,7 @@ class Folder:
     def _check_still(self, key: str, planned: Entry | None) -> None:
         try:
             now = _entry(key, os.lstat(self._path(key)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             now = None
         if (now and (now.size_bytes, now.version)) != (planned and (planned.size_bytes, planned.version)):
             raise Conflict(where(self, key), "changed since the sync was planned")
@@ -164,6 +176,11 @@ def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
                 yield from _walk(Path(entry.path))
             else:
                 yield entry
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Whether something else than a folder is there."""
+    return path.exists() and not path.is_dir()
 
 
 def _is_text(key: str) -> bool:

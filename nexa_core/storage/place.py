@@ -126,6 +126,12 @@ def printable(key: str) -> str:
     return key if key.isprintable() else repr(key)[1:-1]
 
 
+def parents(key: str) -> list[str]:
+    """The folders around a file, the outermost first."""
+    parts = key.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
 def is_unfinished(key: str) -> bool:
     """Whether a file is one that a writer of this laboratory has not finished yet, or lies in such a folder."""
     return durable.TEMPORARY_SUFFIX in key and any(

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nexa_core.errors import UserError
-from nexa_core.storage.place import Entry, Place, digest, is_unfinished, printable, refuse_keys
+from nexa_core.storage.place import Entry, Place, digest, is_unfinished, parents, printable, refuse_keys
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,5 @@ def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) 
 def _refuse_files_that_are_folders(there: list[str], here: list[str]) -> None:
     """A bucket may hold both `a` and `a/b`; a folder cannot."""
     names = {*there, *here}
-    bad = [key for key in sorted(names) if any(parent in names for parent in _parents(key))]
+    bad = [key for key in sorted(names) if any(parent in names for parent in parents(key))]
     refuse_keys(bad, "lies below a name that is a file's as well, so the two cannot be in one folder", "Rename one")
-
-
-def _parents(key: str) -> list[str]:
-    parts = key.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
