@@ -1,9 +1,11 @@
 """Syncing between a folder and a bucket: the same bytes, nothing in part, nobody overwritten."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nexa_core import durable
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.storage.bucket import Bucket
 from nexa_core.storage.folder import Folder
 from nexa_core.storage.place import PART_BYTES, Conflict, Corrupt, Entry, is_unfinished
@@ -755,6 +757,41 @@ def test_a_storage_that_says_no_is_told_in_one_line_without_secrets(
 def test_a_bucket_that_is_not_there_is_told(source: Path, storage: Storage, tmp_path: Path) -> None:
     done = nexa_sync([str(source), "s3://no-such-bucket"], storage.environment, cwd=tmp_path)
     assert (done.returncode, "s3://no-such-bucket does not exist at" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "do"),
+    [
+        ("a.csv", "Make it readable for this user, or leave it out with --exclude"),
+        ("large", "Make it readable for this user, or leave it out with --exclude"),
+        ("b", "Make it readable for this user."),
+        (".", "Make it readable for this user."),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told_as_such(
+    source: Path, other: str, bucket: TestBucket, unreadable: str, do: str
+) -> None:
+    (source / unreadable).chmod(0)
+    arguments = [sys.executable, str(ROOT / "scripts" / "sync_s3.py"), str(source), other]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads everything")
+        arguments = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *arguments]
+    environment = {**os.environ, **bucket.storage.environment}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    (source / unreadable).chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert f"error: cannot read {source / unreadable}: Permission denied. {do}" in done.stderr
+
+
+def test_a_disk_that_fails_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(NexaError, match=r"cannot read .*source/(a.csv|b/c.csv|large): Input/output error") as told:
+        sync(str(source), str(tmp_path / "target"))
+    assert told.value.exit_code == 1
 
 
 def test_a_full_disk_is_told_and_leaves_the_previous_version(bucket: TestBucket, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nexa_core import digests, durable
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
     DOWNLOAD,
@@ -26,6 +26,7 @@ from nexa_core.storage.place import (
     Place,
     digest,
     parents,
+    printable,
     read_ahead,
     refuse_keys,
     where,
@@ -43,6 +44,10 @@ class Folder:
         self.digests = DigestCache(f"file://{self.root}", cache)
 
     def entries(self, keep: Keep) -> dict[str, Entry]:
+        with _failed_reads_told(self.url, "Make it readable for this user."):
+            return self._list(keep)
+
+    def _list(self, keep: Keep) -> dict[str, Entry]:
         if _is_no_folder(self.root):
             raise UserError(
                 f"{self.url} is a file; sync takes folders. Name its folder and --include {self.root.name!r}."
@@ -141,13 +146,15 @@ class Folder:
     @contextlib.contextmanager
     def _reading(self, entry: Entry) -> Iterator[FileIO]:
         """The open file, which has to be the same one still when the block ends."""
-        try:
-            descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Conflict(where(self, entry.key), "was removed while it was read") from None
-        with FileIO(descriptor) as file:
-            yield file
-            now = _entry(entry.key, os.fstat(descriptor))
+        do = "Make it readable for this user, or leave it out with --exclude; files synced before are whole."
+        with _failed_reads_told(where(self, entry.key), do):
+            try:
+                descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
+            except (FileNotFoundError, NotADirectoryError):
+                raise Conflict(where(self, entry.key), "was removed while it was read") from None
+            with FileIO(descriptor) as file:
+                yield file
+                now = _entry(entry.key, os.fstat(descriptor))
         if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
             raise Conflict(where(self, entry.key), "changed while it was read")
 
@@ -166,6 +173,17 @@ class Folder:
             now = None
         if (now and (now.size_bytes, now.version)) != (planned and (planned.size_bytes, planned.version)):
             raise Conflict(where(self, key), "changed since the sync was planned")
+
+
+@contextlib.contextmanager
+def _failed_reads_told(name: str, do: str) -> Iterator[None]:
+    """Name what could not be read, and why; a command takes any other failure for one of writing."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {printable(error.filename or name)}: {error.strerror}. {do}") from None
+    except OSError as error:  # the disk
+        raise NexaError(f"cannot read {printable(error.filename or name)}: {error.strerror}.") from None
 
 
 def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
