@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -452,6 +453,48 @@ def test_what_killed_syncs_left_goes(source: Path, tmp_path: Path) -> None:
     target = write(tmp_path / "target", {f".{'0' * 32}.partial": b"of a killed sync"})
     sync(str(source), str(target))
     assert read(target) == FILES
+
+
+def test_what_killed_syncs_left_goes_where_nothing_is_copied_too(
+    source: Path, bucket: TestBucket, tmp_path: Path
+) -> None:
+    sync(str(source), bucket.url)
+    bucket.put(f".{'1' * 32}.partial", b"of a bucket, where no sync leaves any")
+    target, left = tmp_path / "target", {f"{folder}.{'0' * 32}.partial": b"of a killed sync" for folder in ("", "b/")}
+    others = {".a.csv.123.partial": b"of another writer"}
+    sync(bucket.url, str(target))
+    write(target, left | others)
+    (target / f".{'2' * 32}.partial").symlink_to(source / "a.csv")
+    sync(bucket.url, str(target), dry_run=True)
+    sync(bucket.url, str(target), exclude=["*.partial"])
+    (tmp_path / "empty").mkdir()
+    sync(str(tmp_path / "empty"), str(target))
+    assert read(target).keys() >= left.keys()
+    with open(target / f".{'0' * 32}.partial", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a sync that writes it does
+        assert keys(sync(bucket.url, str(target))) == (set(), set())
+    assert read(target).keys() & left.keys() == {f".{'0' * 32}.partial"}
+    with open_place(str(target)).writing():  # another sync into the folder, which does not write this file
+        sync(bucket.url, str(target))
+    assert not read(target).keys() & left.keys()
+    assert read(target).keys() >= others.keys()
+    assert (target / f".{'2' * 32}.partial").is_symlink()
+    sync(str(target), bucket.url)
+    assert f".{'1' * 32}.partial" in bucket.objects()
+
+
+def test_a_key_of_the_source_does_not_lead_to_a_file_that_is_removed(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a", b"1")
+    sync(bucket.url, str(tmp_path / "target"))
+    outside = {f".{'0' * 32}.partial": b"of another folder"}
+    write(tmp_path / "outside", outside)
+    listing = open_place(bucket.url).entries(lambda key: True)
+    evil = Entry(f"../outside/.{'0' * 32}.partial", 1, "1")
+    monkeypatch.setattr(Bucket, "_list_fast", lambda self: [*listing.values(), evil])
+    assert keys(sync(bucket.url, str(tmp_path / "target"))) == (set(), set())
+    assert read(tmp_path / "outside") == outside
 
 
 def test_a_sync_around_another_leaves_the_download_of_that_one(

@@ -156,6 +156,9 @@ class Bucket:
             for name in set(names).difference(plain):  # XML has no place for them
                 self._clients.whole.delete_object(Bucket=self._name, Key=name)
 
+    def remove_left(self, unfinished: list[str]) -> None:
+        pass  # what a sync has not finished uploading has no name
+
     def _remove_many(self, names: list[str]) -> None:
         objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
         done = self._clients.whole.delete_objects(Bucket=self._name, Delete=objects)

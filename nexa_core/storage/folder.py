@@ -114,10 +114,9 @@ class Folder:
             raise UserError(f"{self.url} is being synced by another process. Wait for it, or stop it.") from None
         try:
             yield
-            for entry in _walk(self.root):
-                # What a killed sync left of a file that has changed since; syncs into folders below this one go on.
-                if DOWNLOAD.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    durable.remove_if_left(Path(entry.path))
+            # What a killed sync left of a file that has changed since; syncs into folders below this one go on.
+            left = [entry.path for entry in _walk(self.root) if DOWNLOAD.fullmatch(entry.name)]
+            self.remove_left([os.path.relpath(path, self.root) for path in left])
         finally:
             os.close(descriptor)
 
@@ -142,6 +141,11 @@ class Folder:
             durable.remove(self._path(entry.key))
         for entry in sorted(entries, key=lambda entry: entry.key, reverse=True):
             durable.remove_empty_folders(self._path(entry.key).parent, below=self.root)
+
+    def remove_left(self, unfinished: list[str]) -> None:
+        for path in map(self._path, unfinished):
+            if DOWNLOAD.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                durable.remove_if_left(path)
 
     @contextlib.contextmanager
     def _reading(self, entry: Entry) -> Iterator[FileIO]:

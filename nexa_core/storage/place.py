@@ -98,6 +98,9 @@ class Place(Protocol):
     def remove(self, entries: list[Entry]) -> None:
         """Delete files that are still as they were listed."""
 
+    def remove_left(self, unfinished: list[str]) -> None:
+        """Delete those of the unfinished files that a killed sync left here and that nobody writes any longer."""
+
 
 class Conflict(GateError):
     """Somebody else changed a file while it was synced; nothing of theirs was overwritten."""

@@ -30,6 +30,8 @@ class Plan:
     """Files that only the destination has and that stay, for want of --delete."""
     unfinished: list[str]
     """Keys, on either side, of what a writer has not finished: neither copied nor deleted."""
+    unfinished_there: list[str]
+    """Those of the destination."""
     unused_excludes: list[str]
     """Patterns that leave nothing out."""
 
@@ -130,21 +132,22 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     Raises:
         UserError: there is nothing to copy from, or some key cannot be written where it should go.
     """
-    left_out, unfinished = [], set()
+    left_out: list[str] = []
+    unfinished: dict[Place, set[str]] = {source: set(), destination: set()}
 
-    def belongs(key: str) -> bool:
+    def belongs(place: Place, key: str) -> bool:
         if not keep(key):
             left_out.append(key)
         elif is_unfinished(key):
-            unfinished.add(key)
+            unfinished[place].add(key)
         else:
             return True
         return False
 
-    there = source.entries(belongs)
+    there = source.entries(functools.partial(belongs, source))
     if not there:
         source.require_there()
-    here = destination.entries(belongs)
+    here = destination.entries(functools.partial(belongs, destination))
     unused_excludes = keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(
@@ -160,7 +163,8 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     _refuse_files_that_are_folders([*there], [*here])
     destination.check([copy.entry.key for copy in copies if copy.replaces is None])
     deletions, num_kept = (only_here, 0) if delete else ([], len(only_here))
-    return Plan(copies, deletions, len(unchanged), num_kept, sorted(unfinished), unused_excludes)
+    all_unfinished, those_there = sorted(set().union(*unfinished.values())), sorted(unfinished[destination])
+    return Plan(copies, deletions, len(unchanged), num_kept, all_unfinished, those_there, unused_excludes)
 
 
 def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:

@@ -87,6 +87,8 @@ def sync(
         if not dry_run and (plan.copies or plan.deletions):
             with target.writing():
                 _apply(plan, origin, target, concurrency=concurrency)
+        elif not dry_run and plan.num_unchanged:  # an empty source says nothing of what is finished
+            target.remove_left(plan.unfinished_there)
     finally:
         origin.digests.save()
         target.digests.save()
