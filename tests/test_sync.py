@@ -185,6 +185,19 @@ def test_an_exclude_that_matches_no_file_is_told(source: Path, tmp_path: Path, p
         sync(str(source), str(tmp_path / "target"), include=["*.csv", pattern])
 
 
+def test_modes_and_times_are_not_kept(source: Path, other: str, tmp_path: Path) -> None:
+    """As docs/sync.md says."""
+    (source / "a.csv").chmod(0o700)
+    os.utime(source / "a.csv", (0, 0))
+    (write(tmp_path / "back", {"a.csv": b"old"}) / "a.csv").chmod(0o600)
+    (tmp_path / "new file").touch()
+    sync(str(source), other)
+    sync(other, str(tmp_path / "back"))
+    found, new = (tmp_path / "back" / "a.csv").stat(), (tmp_path / "new file").stat()
+    assert found.st_mode == new.st_mode
+    assert found.st_mtime >= new.st_mtime
+
+
 def test_delete_removes_what_the_source_lacks_and_the_folders_that_are_empty_then(source: Path, tmp_path: Path) -> None:
     write(tmp_path / "target", {"x/y/z": b"old", "b/old": b"old"})
     assert sync(str(source), str(tmp_path / "target")).plan.num_kept == 2
