@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +127,50 @@ def test_an_etag_is_never_taken_for_a_digest(bucket: TestBucket, tmp_path: Path)
     md5 = hashlib.md5(b"1").hexdigest()
     bucket.put("a", b"1", Metadata={"sha256": md5})
     assert open_place(bucket.url).stated_digest(open_place(bucket.url).entries(lambda key: True)["a"]) is None
+
+
+def test_planning_says_how_far_it_is(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    many = write(tmp_path / "many", {f"{index % 10}/{index}": b"" for index in range(2_500)})
+    sync(str(source), bucket.url)
+    assert "listing" not in caplog.text  # it was fast
+    monkeypatch.setattr("nexa_core.progress.SECONDS_BETWEEN_LINES", 1e-9)
+    sync(str(many), str(tmp_path / "empty"), dry_run=True)
+    for count in (1000, 2000):
+        assert f"listing {many}: {count} files, " in caplog.text
+    (source / "a.csv").touch()
+    sync(str(source), bucket.url, dry_run=True)
+    assert f"listing {bucket.url}: 4 files, " in caplog.text
+    assert re.search(rf"comparing {source} with {bucket.url}: 5\d/51 MB, .* 4/4 files", caplog.text)
+
+
+def test_hashing_says_how_far_it_is(bucket: TestBucket, source: Path) -> None:
+    bucket.put("large", large())
+    for place in (open_place(str(source)), open_place(bucket.url)):
+        moved: list[int] = []
+        assert place.hash(place.entries(lambda key: True)["large"], moved.append) == hashlib.sha256(large()).hexdigest()
+        assert sum(moved) == LARGE
+        assert len(moved) > 3
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(source: Path, tmp_path: Path) -> None:
+    write(tmp_path / "target", {"a.csv": b"2"})
+    command = [sys.executable, str(ROOT / "scripts" / "sync_s3.py"), str(source), str(tmp_path / "target"), "--dry-run"]
+    quiet = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
+    shown, terminal = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal) as process:
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while read_now := os.read(shown, 1 << 16):
+                said += read_now
+    os.close(shown)
+    assert process.returncode == 0
+    assert b"listing" in said
+    assert b"comparing" in said
 
 
 def test_a_dry_run_says_what_it_would_do_and_changes_nothing(source: Path, other: str, tmp_path: Path) -> None:
@@ -505,7 +551,7 @@ def test_a_key_of_the_source_does_not_lead_to_a_file_that_is_removed(
     write(tmp_path / "outside", outside)
     listing = open_place(bucket.url).entries(lambda key: True)
     evil = Entry(f"../outside/.{'0' * 32}.partial", 1, "1")
-    monkeypatch.setattr(Bucket, "_list_fast", lambda self: [*listing.values(), evil])
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: [*listing.values(), evil])
     assert keys(sync(bucket.url, str(tmp_path / "target"))) == (set(), set())
     assert read(tmp_path / "outside") == outside
 
@@ -574,7 +620,7 @@ def test_keys_that_lead_elsewhere_are_refused(
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=f"'{key}': a key in {bucket.url} that is no file's path. Rename it, or leave"),
     ):
-        patch.setattr(Bucket, "_list_fast", lambda self: listing)
+        patch.setattr(Bucket, "_list_fast", lambda *_: listing)
         sync(bucket.url, str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
     assert keys(sync(bucket.url, str(tmp_path / "target"), exclude=[key]))[0] == {"fine"}
@@ -658,7 +704,7 @@ def test_keys_of_which_one_is_a_folder_of_the_other_are_refused_unless_one_is_le
     bucket.put("a/b", b"1")
     bucket.put("other", b"2")
     listing = list(open_place(bucket.url).entries(lambda key: True).values())
-    monkeypatch.setattr(Bucket, "_list_fast", lambda self: [Entry("a", 4, "1"), *listing])  # not all hold both
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: [Entry("a", 4, "1"), *listing])  # not all hold both
     target = tmp_path / "target"
     with pytest.raises(UserError, match=r"'a/b': lies below a name that is a file's .* or leave it out with --exclude"):
         sync(bucket.url, str(target))

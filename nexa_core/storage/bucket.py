@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_core import digests
 from nexa_core.errors import NexaError, UserError
@@ -21,15 +21,20 @@ from nexa_core.storage.place import (
     Corrupt,
     Entry,
     Keep,
+    Listed,
     Moved,
     Piece,
     Place,
     digest,
     printable,
     refuse_keys,
+    untold,
     where,
 )
 from nexa_core.storage.s3_client import DIGEST_NAME, connect, error_code, errors_told, is_precondition
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED_BY_OBSTORE = re.compile(r"[^\x00-\x1f\x7f]+")
@@ -51,12 +56,12 @@ class Bucket:
         self._clients = connect(name, endpoint)
         self.digests = DigestCache(f"{self._clients.endpoint}/{name}/{prefix}", cache)
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
         with self._told():
-            listed = self._list_fast()
-            if listed is None:
-                listed = self._list_whole()
-        found = [entry for entry in listed if not _is_folder_marker(entry) and keep(entry.key)]
+            there = self._list_fast(listed)
+            if there is None:
+                there = self._list_whole(listed)
+        found = [entry for entry in there if not _is_folder_marker(entry) and keep(entry.key)]
         refuse_keys(
             [entry.key for entry in found if _leaves(entry.key)],
             f"a key in {self.url} that is no file's path",
@@ -104,10 +109,12 @@ class Bucket:
             raise Conflict(where(self, entry.key), "changed while it was read")
         return Piece(data, self.digests.get(entry) or stated)
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         hashed = hashlib.sha256()
         for start in range(0, entry.size_bytes, PART_BYTES):
-            hashed.update(self.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data)
+            data = self.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data
+            hashed.update(data)
+            moved(len(data))
         return hashed.hexdigest()
 
     def check(self, keys: list[str]) -> None:
@@ -191,7 +198,7 @@ class Bucket:
                     ) from None
                 written.version = found["ETag"]  # an answer that got lost, or another sync of the same files
 
-    def _list_fast(self) -> list[Entry] | None:
+    def _list_fast(self, listed: Listed) -> list[Entry] | None:
         """The listing, or None where obstore cannot tell it: it does not know odd names.
 
         Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for. And it
@@ -200,8 +207,11 @@ class Bucket:
         """
         from obstore.exceptions import InvalidPathError
 
+        found: list[ObjectMeta] = []
         try:
-            found = self._clients.fast.list(self._prefix or None).collect()
+            for page in self._clients.fast.list(self._prefix or None, chunk_size=KEYS_A_PAGE):
+                found += page
+                listed(len(found))
         except (InvalidPathError, ValueError):
             return None
         empty = [meta["path"] for meta in found if meta["size"] == 0]
@@ -214,9 +224,12 @@ class Bucket:
         cut, found = len(self._prefix), [meta for meta in found if meta["size"] or meta["path"] not in markers]
         return [Entry(meta["path"][cut:], meta["size"], meta["e_tag"] or "") for meta in found]
 
-    def _list_whole(self) -> list[Entry]:
+    def _list_whole(self, listed: Listed) -> list[Entry]:
         pages = self._clients.whole.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix)
-        found = [each for page in pages for each in page.get("Contents", [])]
+        found: list[dict[str, Any]] = []
+        for page in pages:
+            found += page.get("Contents", [])
+            listed(len(found))
         return [Entry(each["Key"][len(self._prefix) :], each["Size"], each["ETag"]) for each in found]
 
     def _size_of(self, name: str) -> int | None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nexa_core import digests, durable
 from nexa_core.errors import NexaError, UserError
@@ -21,6 +21,7 @@ from nexa_core.storage.place import (
     Corrupt,
     Entry,
     Keep,
+    Listed,
     Moved,
     Piece,
     Place,
@@ -29,9 +30,11 @@ from nexa_core.storage.place import (
     printable,
     read_ahead,
     refuse_keys,
+    untold,
     where,
 )
 
+FILES_BETWEEN_UPDATES = 1000
 UNSETTLED_NANOSECONDS = 20_000_000  # file systems stamp times by the kernel's tick, which is 10 ms at most
 
 
@@ -43,11 +46,11 @@ class Folder:
         self.url = str(root)
         self.digests = DigestCache(f"file://{self.root}", cache)
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
         with _failed_reads_told(self.url, "Make it readable for this user."):
-            return self._list(keep)
+            return self._list(keep, listed)
 
-    def _list(self, keep: Keep) -> dict[str, Entry]:
+    def _list(self, keep: Keep, listed: Listed) -> dict[str, Entry]:
         if _is_no_folder(self.root):
             raise UserError(
                 f"{self.url} is a file; sync takes folders. Name its folder and --include {self.root.name!r}."
@@ -57,7 +60,9 @@ class Folder:
                 f"{self.url} cannot be a folder, for {file} is a file. Name another folder, or rename the file."
             )
         found, links, odd, undecodable = {}, [], [], []
-        for entry in _walk(self.root):
+        for number, entry in enumerate(_walk(self.root)):
+            if number % FILES_BETWEEN_UPDATES == 0:
+                listed(number)
             key = os.path.relpath(entry.path, self.root)
             if not keep(key):
                 continue
@@ -87,8 +92,9 @@ class Folder:
         with self._reading(entry) as file:
             return Piece(_read_all(file.fileno(), start, stop))
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         with self._reading(entry) as file:
+            file.moved = moved
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, keys: list[str]) -> None:
@@ -148,7 +154,7 @@ class Folder:
                 durable.remove_if_left(path)
 
     @contextlib.contextmanager
-    def _reading(self, entry: Entry) -> Iterator[FileIO]:
+    def _reading(self, entry: Entry) -> Iterator["_Counted"]:
         """The open file, which has to be the same one still when the block ends."""
         do = "Make it readable for this user, or leave it out with --exclude; files synced before are whole."
         with _failed_reads_told(where(self, entry.key), do):
@@ -156,7 +162,7 @@ class Folder:
                 descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
             except (FileNotFoundError, NotADirectoryError):
                 raise Conflict(where(self, entry.key), "was removed while it was read") from None
-            with FileIO(descriptor) as file:
+            with _Counted(descriptor) as file:
                 yield file
                 now = _entry(entry.key, os.fstat(descriptor))
         if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
@@ -177,6 +183,17 @@ class Folder:
             now = None
         if (now and (now.size_bytes, now.version)) != (planned and (planned.size_bytes, planned.version)):
             raise Conflict(where(self, key), "changed since the sync was planned")
+
+
+class _Counted(FileIO):
+    """A file that tells how much of it `hashlib.file_digest` has read."""
+
+    moved: Moved = staticmethod(untold)
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        self.moved(count)
+        return count
 
 
 @contextlib.contextmanager

@@ -23,6 +23,12 @@ Keep = Callable[[str], bool]
 """Whether a key belongs to what is synced."""
 Moved = Callable[[int], None]
 """Told how many more bytes have arrived."""
+Listed = Callable[[int], None]
+"""Told how many files have been listed so far."""
+
+
+def untold(_: int) -> None:
+    """For a caller who does not want to be told."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Place(Protocol):
     url: str
     digests: DigestCache
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
         """Every file there is, by key.
 
         Raises:
@@ -72,7 +78,7 @@ class Place(Protocol):
             Conflict: it is another file by now.
         """
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         """The SHA-256 of the bytes of the file as it was listed, all of them read.
 
         Raises:
@@ -149,12 +155,14 @@ def refuse_keys(bad: list[str], why: str, do: str) -> None:
         raise UserError(f"{printable(bad[0])!r}{more}: {why}. {do}, or leave it out with --exclude.")
 
 
-def digest(place: Place, entry: Entry) -> str:
+def digest(place: Place, entry: Entry, moved: Moved = untold) -> str:
     """The SHA-256 of a file, reading it only where the place cannot state it."""
     known = place.stated_digest(entry)
     if known is None:
-        known = place.hash(entry)
+        known = place.hash(entry, moved)
         place.digests.learn(entry, known)
+    else:
+        moved(entry.size_bytes)
     return known
 
 

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from nexa_core.errors import UserError
-from nexa_core.storage.place import Entry, Place, digest, is_unfinished, parents, printable, refuse_keys
+from nexa_core.progress import Progress
+from nexa_core.storage.meter import Meter, in_parallel, megabytes
+from nexa_core.storage.place import Entry, Keep, Place, digest, is_unfinished, parents, printable, refuse_keys
 
 
 @dataclass(frozen=True)
@@ -144,20 +145,19 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
             return True
         return False
 
-    there = source.entries(functools.partial(belongs, source))
+    there = _list(source, functools.partial(belongs, source))
     if not there:
         source.require_there()
-    here = destination.entries(functools.partial(belongs, destination))
+    here = _list(destination, functools.partial(belongs, destination))
     unused_excludes = keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(
             f"{source.url} has no files to sync, and --delete would empty {destination.url}. "
             "Is the source the right one? To empty the destination, delete its files by hand."
         )
-    same_size = [key for key, entry in there.items() if key in here and here[key].size_bytes == entry.size_bytes]
-    with ThreadPoolExecutor(concurrency) as pool:
-        equal = pool.map(lambda key: _known_equal(source, there[key], destination, here[key]), same_size)
-        unchanged = {key for key, is_equal in zip(same_size, equal, strict=True) if is_equal}
+    on_both = [(entry, here[key]) for key, entry in there.items() if key in here]
+    same_size = [(entry, other) for entry, other in on_both if entry.size_bytes == other.size_bytes]
+    unchanged = _unchanged(source, destination, same_size, concurrency=concurrency)
     copies = [Copy(entry, here.get(key)) for key, entry in sorted(there.items()) if key not in unchanged]
     only_here = [entry for key, entry in sorted(here.items()) if key not in there]
     _refuse_files_that_are_folders([*there], [*here])
@@ -167,8 +167,25 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     return Plan(copies, deletions, len(unchanged), num_kept, all_unfinished, those_there, unused_excludes)
 
 
-def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:
-    return digest(source, entry) == digest(destination, other)
+def _list(place: Place, keep: Keep) -> dict[str, Entry]:
+    with Progress(f"listing {place.url}", total=None, unit="files") as progress:
+        return place.entries(keep, progress.update)
+
+
+def _unchanged(source: Place, destination: Place, pairs: list[tuple[Entry, Entry]], *, concurrency: int) -> set[str]:
+    """The keys of those pairs of files that have the same bytes."""
+    meter, unchanged = Meter(len(pairs)), set()
+
+    def compare(pair: tuple[Entry, Entry]) -> None:
+        entry, other = pair
+        if digest(source, entry, meter.moved) == digest(destination, other, meter.moved):
+            unchanged.add(entry.key)
+        meter.finished()
+
+    total = megabytes(sum(entry.size_bytes + other.size_bytes for entry, other in pairs))
+    with Progress(f"comparing {source.url} with {destination.url}", total=total, unit="MB") as progress:
+        in_parallel(compare, pairs, concurrency, meter, progress)
+    return unchanged
 
 
 def _refuse_files_that_are_folders(there: list[str], here: list[str]) -> None:
