@@ -739,6 +739,19 @@ def test_a_folder_that_became_a_file_since_the_plan_is_a_conflict(
     assert read(tmp_path / "second")["old"] == b"theirs"
 
 
+@pytest.mark.parametrize("key", ["x" * 256, f"{'x' * 256}/y"])
+def test_a_key_that_is_too_long_for_a_folder_is_refused(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    bucket.put("fine", b"1")
+    listing = [*open_place(bucket.url).entries(lambda key: True).values(), Entry(key, 1, "1")]
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: listing)  # not all hold such keys
+    sync(bucket.url, str(tmp_path / "target"), exclude=["xx*"])
+    with pytest.raises(UserError, match="longer than the 255 bytes that a file's name may have"):
+        sync(bucket.url, str(tmp_path / "target"))
+    assert read(tmp_path / "target") == {"fine": b"1"}
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "options", "message"),
     [

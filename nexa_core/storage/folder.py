@@ -98,14 +98,14 @@ class Folder:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, keys: list[str]) -> None:
+        too_long = [key for key in keys if any(len(part.encode()) > 255 for part in key.split("/"))]
+        refuse_keys(too_long, "longer than the 255 bytes that a file's name may have", "Rename it")
         folders = [key for key in keys if (self.root / key).is_dir()]
         refuse_keys(folders, f"would be a file where {self.url} has a folder", "Rename one of them")
         # The plan knows of those files only that the patterns match.
         files = {each for each in {each for key in keys for each in parents(key)} if _is_no_folder(self._path(each))}
         below = [key for key in keys if not files.isdisjoint(parents(key))]
         refuse_keys(below, f"would lie in a folder where {self.url} has a file", "Rename one of them")
-        too_long = [key for key in keys if any(len(part.encode()) > 255 for part in key.split("/"))]
-        refuse_keys(too_long, "longer than the 255 bytes that a file's name may have", "Rename it")
         for key in keys:
             self._refuse_links(key)
 
