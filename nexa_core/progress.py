@@ -14,10 +14,11 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Shows how far a job of `total` units is, its rate and the time left; a context manager.
 
+    Where nobody knows the total beforehand it is None, and there is no time left to tell.
     Only what was done since `start` counts for the rate, so that a resumed job does not boast.
     """
 
-    def __init__(self, what: str, *, total: int, unit: str, start: int = 0, stream: TextIO | None = None):
+    def __init__(self, what: str, *, total: int | None, unit: str, start: int = 0, stream: TextIO | None = None):
         self._what, self._total, self._unit, self._start = what, total, unit, start
         self._stream = stream or sys.stderr
         self._bar: Any = None
@@ -40,6 +41,9 @@ class Progress:
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             rate = (done - self._start) / (now - self._began)
+            if self._total is None:
+                logger.info("%s: %s %s, %.1f/s  %s", self._what, done, self._unit, rate, note)
+                return
             left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
             logger.info("%s: %s/%s %s, %.1f/s, %s  %s", self._what, done, self._total, self._unit, rate, left, note)
 

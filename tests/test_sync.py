@@ -1,9 +1,14 @@
 """Syncing between a folder and a bucket: the same bytes, nothing in part, nobody overwritten."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import pty
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nexa_core import durable
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.storage.bucket import Bucket
 from nexa_core.storage.folder import Folder
 from nexa_core.storage.place import PART_BYTES, Conflict, Corrupt, Entry, is_unfinished
@@ -124,6 +129,50 @@ def test_an_etag_is_never_taken_for_a_digest(bucket: TestBucket, tmp_path: Path)
     assert open_place(bucket.url).stated_digest(open_place(bucket.url).entries(lambda key: True)["a"]) is None
 
 
+def test_planning_says_how_far_it_is(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    many = write(tmp_path / "many", {f"{index % 10}/{index}": b"" for index in range(2_500)})
+    sync(str(source), bucket.url)
+    assert "listing" not in caplog.text  # it was fast
+    monkeypatch.setattr("nexa_core.progress.SECONDS_BETWEEN_LINES", 1e-9)
+    sync(str(many), str(tmp_path / "empty"), dry_run=True)
+    for count in (1000, 2000):
+        assert f"listing {many}: {count} files, " in caplog.text
+    (source / "a.csv").touch()
+    sync(str(source), bucket.url, dry_run=True)
+    assert f"listing {bucket.url}: 4 files, " in caplog.text
+    assert re.search(rf"comparing {source} with {bucket.url}: 5\d/51 MB, .* 4/4 files", caplog.text)
+
+
+def test_hashing_says_how_far_it_is(bucket: TestBucket, source: Path) -> None:
+    bucket.put("large", large())
+    for place in (open_place(str(source)), open_place(bucket.url)):
+        moved: list[int] = []
+        assert place.hash(place.entries(lambda key: True)["large"], moved.append) == hashlib.sha256(large()).hexdigest()
+        assert sum(moved) == LARGE
+        assert len(moved) > 3
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(source: Path, tmp_path: Path) -> None:
+    write(tmp_path / "target", {"a.csv": b"2"})
+    command = [sys.executable, str(ROOT / "scripts" / "sync_s3.py"), str(source), str(tmp_path / "target"), "--dry-run"]
+    quiet = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
+    shown, terminal = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal) as process:
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while read_now := os.read(shown, 1 << 16):
+                said += read_now
+    os.close(shown)
+    assert process.returncode == 0
+    assert b"listing" in said
+    assert b"comparing" in said
+
+
 def test_a_dry_run_says_what_it_would_do_and_changes_nothing(source: Path, other: str, tmp_path: Path) -> None:
     write(tmp_path / "more", {"a.csv": b"3", "stale": b"x"})
     sync(str(tmp_path / "more"), other)
@@ -148,6 +197,53 @@ def test_only_what_the_patterns_name_is_copied_and_deleted(other: str, tmp_path:
     assert set(read(tmp_path / "back")) == {"a.csv", "b/c.csv", "stale.txt", "keep/stale.csv"}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("raw/", {"raw/a", "raw/b/x"}),
+        ("./raw/", {"raw/a", "raw/b/x"}),
+        ("/raw/.", {"raw/a", "raw/b/x"}),
+        ("raw//b/", {"raw/b/x"}),
+        ("./raw//b/./x", {"raw/b/x"}),
+        ("./x", {"x"}),
+        ("/x", {"x"}),
+        ("./*x", {"x", "raw/b/x"}),
+        ("*/", {"raw/a", "raw/b/x"}),
+        ("./", {"x", "y", "raw/a", "raw/b/x"}),
+        ("x", {"x", "raw/b/x"}),
+    ],
+)
+def test_patterns_may_be_written_as_paths_are(tmp_path: Path, pattern: str, matched: set[str]) -> None:
+    files = {"x": b"1", "raw/a": b"2", "raw/b/x": b"3", "y": b"4"}
+    source, target = str(write(tmp_path / "source", files)), str(tmp_path / "target")
+    assert keys(sync(source, target, include=[pattern], dry_run=True))[0] == matched
+    assert keys(sync(source, target, exclude=[pattern], dry_run=True))[0] == {*files} - matched
+
+
+@pytest.mark.parametrize("pattern", ["kep/", "../raw", "./kep", "", "source/a.csv", "A.CSV"])
+def test_an_exclude_that_matches_no_file_is_told(source: Path, tmp_path: Path, pattern: str) -> None:
+    for dry_run in (True, False):
+        synced = sync(str(source), str(tmp_path / "target"), exclude=["*.txt", pattern], dry_run=dry_run)
+        assert f"matched no file: --exclude {pattern!r}" in synced.as_text()
+        assert "*.txt" not in synced.as_text()
+        assert synced.as_json()["unused_excludes"] == [pattern]
+    with pytest.raises(UserError, match="matches no file"):
+        sync(str(source), str(tmp_path / "target"), include=["*.csv", pattern])
+
+
+def test_modes_and_times_are_not_kept(source: Path, other: str, tmp_path: Path) -> None:
+    """As docs/sync.md says."""
+    (source / "a.csv").chmod(0o700)
+    os.utime(source / "a.csv", (0, 0))
+    (write(tmp_path / "back", {"a.csv": b"old"}) / "a.csv").chmod(0o600)
+    (tmp_path / "new file").touch()
+    sync(str(source), other)
+    sync(other, str(tmp_path / "back"))
+    found, new = (tmp_path / "back" / "a.csv").stat(), (tmp_path / "new file").stat()
+    assert found.st_mode == new.st_mode
+    assert found.st_mtime >= new.st_mtime
+
+
 def test_delete_removes_what_the_source_lacks_and_the_folders_that_are_empty_then(source: Path, tmp_path: Path) -> None:
     write(tmp_path / "target", {"x/y/z": b"old", "b/old": b"old"})
     assert sync(str(source), str(tmp_path / "target")).plan.num_kept == 2
@@ -163,9 +259,44 @@ def test_an_empty_source_does_not_empty_the_destination(source: Path, other: str
         sync(str(tmp_path / "empty"), other, delete=True)
 
 
-def test_a_source_without_files_is_told(bucket: TestBucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sync(f"{bucket.url}/tpyo", str(tmp_path / "target"))
-    assert f"{bucket.url}/tpyo holds no files to sync; is its name right?" in caplog.text
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (
+            "data/2026/rwa",
+            r"Nothing lies at s3://.*/rwa, so .* begins with 'data/2026/rwa/'. Did you mean 'raw'\? Mend",
+        ),
+        ("data/2026/ra", "Nothing lies at .* begins with 'data/2026/ra/'"),
+        ("data/2026/raw/a.csv", "a.csv is an object; .* Name s3://[^ ]*/data/2026/raw and --include 'a.csv'"),
+        ("no/such", "begins with 'no/such/'. Mend the name"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(bucket: TestBucket, tmp_path: Path, prefix: str, message: str) -> None:
+    bucket.put("data/2026/raw/a.csv", b"1")
+    bucket.put("data/2026/rawer", b"1")
+    target = write(tmp_path / "target", {"stale": b"x"})
+    for options in ({}, {"delete": True}, {"include": ["*.csv"]}, {"dry_run": True}):
+        with pytest.raises(UserError, match=message):
+            sync(f"{bucket.url}/{prefix}", str(target), **options)  # type: ignore[arg-type]
+    assert read(target) == {"stale": b"x"}
+
+
+@pytest.mark.parametrize("place", ["bucket", "marker", "folder"])
+def test_a_source_without_files_is_told(
+    bucket: TestBucket, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    if place == "marker":
+        bucket.put("raw/", b"")
+    source = {"bucket": bucket.url, "marker": f"{bucket.url}/raw", "folder": str(tmp_path / "empty")}[place]
+    for delete in (False, True):
+        caplog.clear()
+        sync(source, str(tmp_path / "target"), delete=delete)
+        assert f"{source} holds no files to sync; is its name right?" in caplog.text
+    write(tmp_path / "target", {"a": b"1"})
+    with pytest.raises(UserError, match=r"no files to sync, and --delete would empty"):
+        sync(source, str(tmp_path / "target"), delete=True)
+    assert read(tmp_path / "target") == {"a": b"1"}
 
 
 def test_between_two_buckets(source: Path, bucket: TestBucket, tmp_path: Path) -> None:
@@ -383,6 +514,48 @@ def test_what_killed_syncs_left_goes(source: Path, tmp_path: Path) -> None:
     assert read(target) == FILES
 
 
+def test_what_killed_syncs_left_goes_where_nothing_is_copied_too(
+    source: Path, bucket: TestBucket, tmp_path: Path
+) -> None:
+    sync(str(source), bucket.url)
+    bucket.put(f".{'1' * 32}.partial", b"of a bucket, where no sync leaves any")
+    target, left = tmp_path / "target", {f"{folder}.{'0' * 32}.partial": b"of a killed sync" for folder in ("", "b/")}
+    others = {".a.csv.123.partial": b"of another writer"}
+    sync(bucket.url, str(target))
+    write(target, left | others)
+    (target / f".{'2' * 32}.partial").symlink_to(source / "a.csv")
+    sync(bucket.url, str(target), dry_run=True)
+    sync(bucket.url, str(target), exclude=["*.partial"])
+    (tmp_path / "empty").mkdir()
+    sync(str(tmp_path / "empty"), str(target))
+    assert read(target).keys() >= left.keys()
+    with open(target / f".{'0' * 32}.partial", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a sync that writes it does
+        assert keys(sync(bucket.url, str(target))) == (set(), set())
+    assert read(target).keys() & left.keys() == {f".{'0' * 32}.partial"}
+    with open_place(str(target)).writing():  # another sync into the folder, which does not write this file
+        sync(bucket.url, str(target))
+    assert not read(target).keys() & left.keys()
+    assert read(target).keys() >= others.keys()
+    assert (target / f".{'2' * 32}.partial").is_symlink()
+    sync(str(target), bucket.url)
+    assert f".{'1' * 32}.partial" in bucket.objects()
+
+
+def test_a_key_of_the_source_does_not_lead_to_a_file_that_is_removed(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a", b"1")
+    sync(bucket.url, str(tmp_path / "target"))
+    outside = {f".{'0' * 32}.partial": b"of another folder"}
+    write(tmp_path / "outside", outside)
+    listing = open_place(bucket.url).entries(lambda key: True)
+    evil = Entry(f"../outside/.{'0' * 32}.partial", 1, "1")
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: [*listing.values(), evil])
+    assert keys(sync(bucket.url, str(tmp_path / "target"))) == (set(), set())
+    assert read(tmp_path / "outside") == outside
+
+
 def test_a_sync_around_another_leaves_the_download_of_that_one(
     bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,18 +620,41 @@ def test_keys_that_lead_elsewhere_are_refused(
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=f"'{key}': a key in {bucket.url} that is no file's path. Rename it, or leave"),
     ):
-        patch.setattr(Bucket, "_list_fast", lambda self: listing)
+        patch.setattr(Bucket, "_list_fast", lambda *_: listing)
         sync(bucket.url, str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
     assert keys(sync(bucket.url, str(tmp_path / "target"), exclude=[key]))[0] == {"fine"}
 
 
-def test_markers_of_folders_are_no_files(bucket: TestBucket, tmp_path: Path) -> None:
-    bucket.put("raw/", b"")
-    bucket.put("raw/deep/", b"")
-    bucket.put("raw/deep/a", b"1")
+@pytest.mark.parametrize("is_listed_again", [False, True])
+def test_markers_of_folders_are_no_files(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_listed_again: bool
+) -> None:
+    files = {"deep/a": b"1", "deep/empty": b"", "empty": b"", "empty.txt": b"2", "marked/b": b"3", "marked0": b""}
+    for key in ("", "deep/", "marked/", "hollow/", "hollow/in it/"):
+        bucket.put(f"raw/{key}", b"")
+    for key, data in files.items():
+        bucket.put(f"raw/{key}", data)
+    if is_listed_again:
+        monkeypatch.setattr("nexa_core.storage.bucket.ASKED_A_PAGE", 7)  # there are 8
+    else:
+        monkeypatch.setattr(Bucket, "_list_whole", None)
     sync(f"{bucket.url}/raw", str(tmp_path / "target"))
-    assert read(tmp_path / "target") == {"deep/a": b"1"}
+    assert read(tmp_path / "target") == files
+    again = sync(f"{bucket.url}/raw", str(tmp_path / "target"), exclude=["hollow/"])
+    assert keys(again) == (set(), set())
+    assert again.plan.unused_excludes == ["hollow/"]
+
+
+def test_empty_files_do_not_have_the_bucket_listed_again(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(source, {f"package/{index}/__init__.py": b"" for index in range(20)})
+    monkeypatch.setattr(Bucket, "_list_whole", None)
+    sync(str(source), f"{bucket.url}/other")
+    assert sync(str(source), f"{bucket.url}/other", delete=True).plan.num_unchanged == 24
+    sync(f"{bucket.url}/other", str(tmp_path / "back"))
+    assert read(tmp_path / "back") == read(source)
 
 
 def test_symbolic_links_are_refused(source: Path, other: str, tmp_path: Path) -> None:
@@ -491,6 +687,71 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         sync(str(source), str(tmp_path / "second"))
 
 
+def test_a_file_that_the_patterns_leave_out_is_not_taken_for_a_folder(other: str, source: Path, tmp_path: Path) -> None:
+    sync(str(source), other)
+    target = write(tmp_path / "target", {"b": b"no CSV"})
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"'b/c.csv': would lie in a folder where .*target has a file. Rename one"):
+            sync(other, str(target), include=["*.csv"], dry_run=dry_run)
+    assert read(target) == {"b": b"no CSV"}
+    sync(other, str(target), include=["*.csv"], exclude=["b/"])
+    assert read(target) == {"a.csv": b"1", "b": b"no CSV"}
+
+
+def test_keys_of_which_one_is_a_folder_of_the_other_are_refused_unless_one_is_left_out(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a/b", b"1")
+    bucket.put("other", b"2")
+    listing = list(open_place(bucket.url).entries(lambda key: True).values())
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: [Entry("a", 4, "1"), *listing])  # not all hold both
+    target = tmp_path / "target"
+    with pytest.raises(UserError, match=r"'a/b': lies below a name that is a file's .* or leave it out with --exclude"):
+        sync(bucket.url, str(target))
+    assert not target.exists()
+    sync(bucket.url, str(target), exclude=["./a"])
+    assert read(target) == {"a/b": b"1", "other": b"2"}
+    write(tmp_path / "second", {"a": b"file"})
+    with pytest.raises(UserError, match=r"'a/b': would lie in a folder where .*second has a file"):
+        sync(bucket.url, str(tmp_path / "second"), exclude=["./a"])
+    assert read(tmp_path / "second") == {"a": b"file"}
+
+
+def test_a_folder_that_became_a_file_since_the_plan_is_a_conflict(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    interfere(monkeypatch, lambda: write(target, {"b": b"theirs"}))
+    with pytest.raises(Conflict, match=r"target/b/.* cannot be written: a folder around it has become a file"):
+        sync(str(source), str(target))
+    assert read(target)["b"] == b"theirs"
+    sync(str(source), str(tmp_path / "second"))
+    write(tmp_path / "second", {"old/x": b"1"})
+
+    def replace() -> None:
+        (tmp_path / "second" / "old" / "x").unlink()
+        (tmp_path / "second" / "old").rmdir()
+        write(tmp_path / "second", {"old": b"theirs"})
+
+    interfere(monkeypatch, replace)
+    with pytest.raises(Conflict, match="old/x changed since the sync was planned"):
+        sync(str(source), str(tmp_path / "second"), delete=True)
+    assert read(tmp_path / "second")["old"] == b"theirs"
+
+
+@pytest.mark.parametrize("key", ["x" * 256, f"{'x' * 256}/y"])
+def test_a_key_that_is_too_long_for_a_folder_is_refused(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    bucket.put("fine", b"1")
+    listing = [*open_place(bucket.url).entries(lambda key: True).values(), Entry(key, 1, "1")]
+    monkeypatch.setattr(Bucket, "_list_fast", lambda *_: listing)  # not all hold such keys
+    sync(bucket.url, str(tmp_path / "target"), exclude=["xx*"])
+    with pytest.raises(UserError, match="longer than the 255 bytes that a file's name may have"):
+        sync(bucket.url, str(tmp_path / "target"))
+    assert read(tmp_path / "target") == {"fine": b"1"}
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "options", "message"),
     [
@@ -501,6 +762,10 @@ def test_a_file_where_a_folder_would_have_to_be_is_refused(source: Path, tmp_pat
         ("file://host/folder", "there", {}, "names no folder of this machine"),
         ("missing", "there", {}, "missing does not exist, so there is nothing to copy"),
         ("here/file", "there", {}, "here/file is a file; sync takes folders. Name its folder and --include 'file'"),
+        ("here/file/a/b", "there", {}, "here/file/a/b cannot be a folder, for "),
+        ("here", "stands/in/the/way", {}, "stands is a file. Name another folder, or rename the file"),
+        ("here", "/dev/null/way", {}, "/dev/null/way cannot be a folder, for /dev/null is a file"),
+        ("here", "stands/way", {"dry_run": True}, "stands is a file. Name another folder, or rename the file"),
         ("here", "here", {}, "here and here are the same place, or one lies inside the other"),
         ("here", "here/inside", {}, "are the same place, or one lies inside the other"),
         ("here", "there", {"include": ["*.csv"]}, "--include '*.csv' matches no file"),
@@ -531,11 +796,12 @@ def test_bad_input_is_told_in_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(write(tmp_path / "lab", {"here/file": b"1"}).resolve())
+    files = {"here/file": b"1", "stands": b"2"}
+    monkeypatch.chdir(write(tmp_path / "lab", files).resolve())
     with pytest.raises(UserError) as told:
         sync(source, destination, **options)  # type: ignore[arg-type]
     assert message in str(told.value)
-    assert read(tmp_path / "lab") == {"here/file": b"1"}
+    assert read(tmp_path / "lab") == files
 
 
 def test_folders_may_still_be_named_like_urls(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,6 +872,41 @@ def test_a_storage_that_says_no_is_told_in_one_line_without_secrets(
 def test_a_bucket_that_is_not_there_is_told(source: Path, storage: Storage, tmp_path: Path) -> None:
     done = nexa_sync([str(source), "s3://no-such-bucket"], storage.environment, cwd=tmp_path)
     assert (done.returncode, "s3://no-such-bucket does not exist at" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "do"),
+    [
+        ("a.csv", "Make it readable for this user, or leave it out with --exclude"),
+        ("large", "Make it readable for this user, or leave it out with --exclude"),
+        ("b", "Make it readable for this user."),
+        (".", "Make it readable for this user."),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told_as_such(
+    source: Path, other: str, bucket: TestBucket, unreadable: str, do: str
+) -> None:
+    (source / unreadable).chmod(0)
+    arguments = [sys.executable, str(ROOT / "scripts" / "sync_s3.py"), str(source), other]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads everything")
+        arguments = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *arguments]
+    environment = {**os.environ, **bucket.storage.environment}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    (source / unreadable).chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert f"error: cannot read {source / unreadable}: Permission denied. {do}" in done.stderr
+
+
+def test_a_disk_that_fails_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(NexaError, match=r"cannot read .*source/(a.csv|b/c.csv|large): Input/output error") as told:
+        sync(str(source), str(tmp_path / "target"))
+    assert told.value.exit_code == 1
 
 
 def test_a_full_disk_is_told_and_leaves_the_previous_version(bucket: TestBucket, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_core import digests
-from nexa_core.errors import NexaError
+from nexa_core.errors import NexaError, UserError
+from nexa_core.lookup import did_you_mean
 from nexa_core.storage import multipart
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
@@ -19,20 +21,29 @@ from nexa_core.storage.place import (
     Corrupt,
     Entry,
     Keep,
+    Listed,
     Moved,
     Piece,
     Place,
     digest,
     printable,
     refuse_keys,
+    untold,
     where,
 )
 from nexa_core.storage.s3_client import DIGEST_NAME, connect, error_code, errors_told, is_precondition
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMED_BY_OBSTORE = re.compile(r"[^\x00-\x1f\x7f]+")
 LONGEST_KEY_BYTES = 1024
 MISSING = ("NoSuchKey", "404")
+ASKED_AT_ONCE = 16
+ASKED_A_PAGE = 50
+"""Questions about single objects that take about as long, `ASKED_AT_ONCE`, as a page of a listing."""
+KEYS_A_PAGE = 1000
 KEYS_A_DELETE = 1000
 
 
@@ -45,18 +56,37 @@ class Bucket:
         self._clients = connect(name, endpoint)
         self.digests = DigestCache(f"{self._clients.endpoint}/{name}/{prefix}", cache)
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
         with self._told():
-            listed = self._list_fast()
-            if listed is None:
-                listed = self._list_whole()
-        found = [entry for entry in listed if keep(entry.key) and not _is_folder_marker(entry)]
+            there = self._list_fast(listed)
+            if there is None:
+                there = self._list_whole(listed)
+        found = [entry for entry in there if not _is_folder_marker(entry) and keep(entry.key)]
         refuse_keys(
             [entry.key for entry in found if _leaves(entry.key)],
             f"a key in {self.url} that is no file's path",
             "Rename it",
         )
         return {entry.key: entry for entry in found}
+
+    def require_there(self) -> None:
+        """A bucket without a prefix is there; of a prefix, the marker of an empty folder is enough."""
+        with self._told():
+            below = {"Bucket": self._name, "Prefix": self._prefix, "MaxKeys": 1}
+            if not self._prefix or self._clients.whole.list_objects_v2(**below).get("Contents"):
+                return
+            name = self._prefix.rstrip("/")
+            if self._size_of(name) is not None:
+                folder, _, file = self.url.rpartition("/")
+                raise UserError(
+                    f"{self.url} is an object; sync takes all below a prefix. Name {folder} and --include {file!r}."
+                )
+            around = name.rpartition("/")[0]
+            names = [each.rpartition("/")[2] for each in self._list_folders(f"{around}/" if around else "")]
+        raise UserError(
+            f"Nothing lies at {self.url}, so there is nothing to copy: {self._clients.endpoint} has no key that begins "
+            f"with {self._prefix!r}.{did_you_mean(name.rpartition('/')[2], names)} Mend the name, or fill it first."
+        )
 
     def stated_digest(self, entry: Entry) -> str | None:
         known = self.digests.get(entry)
@@ -79,10 +109,12 @@ class Bucket:
             raise Conflict(where(self, entry.key), "changed while it was read")
         return Piece(data, self.digests.get(entry) or stated)
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         hashed = hashlib.sha256()
         for start in range(0, entry.size_bytes, PART_BYTES):
-            hashed.update(self.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data)
+            data = self.read(entry, start, min(start + PART_BYTES, entry.size_bytes)).data
+            hashed.update(data)
+            moved(len(data))
         return hashed.hexdigest()
 
     def check(self, keys: list[str]) -> None:
@@ -131,6 +163,9 @@ class Bucket:
             for name in set(names).difference(plain):  # XML has no place for them
                 self._clients.whole.delete_object(Bucket=self._name, Key=name)
 
+    def remove_left(self, unfinished: list[str]) -> None:
+        pass  # what a sync has not finished uploading has no name
+
     def _remove_many(self, names: list[str]) -> None:
         objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
         done = self._clients.whole.delete_objects(Bucket=self._name, Delete=objects)
@@ -163,26 +198,53 @@ class Bucket:
                     ) from None
                 written.version = found["ETag"]  # an answer that got lost, or another sync of the same files
 
-    def _list_fast(self) -> list[Entry] | None:
-        """The listing, or None where obstore cannot tell it: it knows neither odd names nor markers of empty folders.
+    def _list_fast(self, listed: Listed) -> list[Entry] | None:
+        """The listing, or None where obstore cannot tell it: it does not know odd names.
 
-        Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for.
+        Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for. And it
+        shows the marker `raw/` of a folder as an empty `raw`, so each empty object is asked for by its name, unless
+        there are so many that a whole second listing takes less time.
         """
         from obstore.exceptions import InvalidPathError
 
+        found: list[ObjectMeta] = []
         try:
-            found = self._clients.fast.list(self._prefix or None).collect()
+            for page in self._clients.fast.list(self._prefix or None, chunk_size=KEYS_A_PAGE):
+                found += page
+                listed(len(found))
         except (InvalidPathError, ValueError):
             return None
-        if any(meta["size"] == 0 or "\ufffd" in meta["path"] for meta in found):
+        empty = [meta["path"] for meta in found if meta["size"] == 0]
+        is_long = len(empty) > ASKED_A_PAGE * -(-len(found) // KEYS_A_PAGE)
+        if is_long or any("\ufffd" in meta["path"] for meta in found):
             return None
-        cut = len(self._prefix)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            sizes = pool.map(self._size_of, empty)
+            markers = {path for path, size_bytes in zip(empty, sizes, strict=True) if size_bytes != 0}
+        cut, found = len(self._prefix), [meta for meta in found if meta["size"] or meta["path"] not in markers]
         return [Entry(meta["path"][cut:], meta["size"], meta["e_tag"] or "") for meta in found]
 
-    def _list_whole(self) -> list[Entry]:
+    def _list_whole(self, listed: Listed) -> list[Entry]:
         pages = self._clients.whole.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix)
-        found = [each for page in pages for each in page.get("Contents", [])]
+        found: list[dict[str, Any]] = []
+        for page in pages:
+            found += page.get("Contents", [])
+            listed(len(found))
         return [Entry(each["Key"][len(self._prefix) :], each["Size"], each["ETag"]) for each in found]
+
+    def _size_of(self, name: str) -> int | None:
+        """The size of one object; None where there is none of exactly this name."""
+        try:
+            return int(self._clients.whole.head_object(Bucket=self._name, Key=name)["ContentLength"])
+        except self._clients.whole.exceptions.ClientError as error:
+            if error_code(error) in MISSING:
+                return None
+            raise
+
+    def _list_folders(self, folder: str) -> list[str]:
+        """Some of the folders in a folder, to tell what may have been meant."""
+        found = self._clients.whole.list_objects_v2(Bucket=self._name, Prefix=folder, Delimiter="/")
+        return [each["Prefix"].rstrip("/") for each in found.get("CommonPrefixes", [])]
 
     def _head(self, entry: Entry) -> str | None:
         with self._told(entry.key):

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nexa_core import digests, durable
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
     DOWNLOAD,
@@ -21,15 +21,20 @@ from nexa_core.storage.place import (
     Corrupt,
     Entry,
     Keep,
+    Listed,
     Moved,
     Piece,
     Place,
     digest,
+    parents,
+    printable,
     read_ahead,
     refuse_keys,
+    untold,
     where,
 )
 
+FILES_BETWEEN_UPDATES = 1000
 UNSETTLED_NANOSECONDS = 20_000_000  # file systems stamp times by the kernel's tick, which is 10 ms at most
 
 
@@ -41,13 +46,23 @@ class Folder:
         self.url = str(root)
         self.digests = DigestCache(f"file://{self.root}", cache)
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
-        if self.root.exists() and not self.root.is_dir():
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
+        with _failed_reads_told(self.url, "Make it readable for this user."):
+            return self._list(keep, listed)
+
+    def _list(self, keep: Keep, listed: Listed) -> dict[str, Entry]:
+        if _is_no_folder(self.root):
             raise UserError(
                 f"{self.url} is a file; sync takes folders. Name its folder and --include {self.root.name!r}."
             )
+        if file := next(filter(_is_no_folder, self.root.parents), None):
+            raise UserError(
+                f"{self.url} cannot be a folder, for {file} is a file. Name another folder, or rename the file."
+            )
         found, links, odd, undecodable = {}, [], [], []
-        for entry in _walk(self.root):
+        for number, entry in enumerate(_walk(self.root)):
+            if number % FILES_BETWEEN_UPDATES == 0:
+                listed(number)
             key = os.path.relpath(entry.path, self.root)
             if not keep(key):
                 continue
@@ -64,6 +79,12 @@ class Folder:
         refuse_keys(undecodable, f"a name in {self.url} that is not UTF-8, which S3 keys have to be", "Rename it")
         return found
 
+    def require_there(self) -> None:
+        if not self.root.exists():
+            raise UserError(
+                f"{self.url} does not exist, so there is nothing to copy. Name a folder, or s3://bucket/prefix"
+            )
+
     def stated_digest(self, entry: Entry) -> str | None:
         return self.digests.get(entry)
 
@@ -71,15 +92,20 @@ class Folder:
         with self._reading(entry) as file:
             return Piece(_read_all(file.fileno(), start, stop))
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         with self._reading(entry) as file:
+            file.moved = moved
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, keys: list[str]) -> None:
-        folders = [key for key in keys if (self.root / key).is_dir()]
-        refuse_keys(folders, f"would be a file where {self.url} has a folder", "Rename one of them")
         too_long = [key for key in keys if any(len(part.encode()) > 255 for part in key.split("/"))]
         refuse_keys(too_long, "longer than the 255 bytes that a file's name may have", "Rename it")
+        folders = [key for key in keys if (self.root / key).is_dir()]
+        refuse_keys(folders, f"would be a file where {self.url} has a folder", "Rename one of them")
+        # The plan knows of those files only that the patterns match.
+        files = {each for each in {each for key in keys for each in parents(key)} if _is_no_folder(self._path(each))}
+        below = [key for key in keys if not files.isdisjoint(parents(key))]
+        refuse_keys(below, f"would lie in a folder where {self.url} has a file", "Rename one of them")
         for key in keys:
             self._refuse_links(key)
 
@@ -94,10 +120,9 @@ class Folder:
             raise UserError(f"{self.url} is being synced by another process. Wait for it, or stop it.") from None
         try:
             yield
-            for entry in _walk(self.root):
-                # What a killed sync left of a file that has changed since; syncs into folders below this one go on.
-                if DOWNLOAD.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    durable.remove_if_left(Path(entry.path))
+            # What a killed sync left of a file that has changed since; syncs into folders below this one go on.
+            left = [entry.path for entry in _walk(self.root) if DOWNLOAD.fullmatch(entry.name)]
+            self.remove_left([os.path.relpath(path, self.root) for path in left])
         finally:
             os.close(descriptor)
 
@@ -105,11 +130,14 @@ class Folder:
         self._refuse_links(key)
         path = self._path(key)
         partial = path.with_name(f".{_identity(source, entry)[:32]}{durable.TEMPORARY_SUFFIX}")
-        with durable.resume(path, partial) as file:
-            sha256 = _fill(file, source, entry, lanes=lanes, moved=moved)
-            if sha256 is None:  # what an earlier sync left was not what it should be
-                sha256 = _fill(file, source, entry, lanes=lanes, moved=moved, afresh=True)
-            self._check_still(key, replaces)
+        try:
+            with durable.resume(path, partial) as file:
+                sha256 = _fill(file, source, entry, lanes=lanes, moved=moved)
+                if sha256 is None:  # what an earlier sync left was not what it should be
+                    sha256 = _fill(file, source, entry, lanes=lanes, moved=moved, afresh=True)
+                self._check_still(key, replaces)
+        except (FileExistsError, NotADirectoryError):
+            raise Conflict(where(self, key), "cannot be written: a folder around it has become a file") from None
         source.digests.learn(entry, str(sha256))
         self.digests.learn(_entry(key, path.stat(), is_settled=True), str(sha256))
 
@@ -120,16 +148,23 @@ class Folder:
         for entry in sorted(entries, key=lambda entry: entry.key, reverse=True):
             durable.remove_empty_folders(self._path(entry.key).parent, below=self.root)
 
+    def remove_left(self, unfinished: list[str]) -> None:
+        for path in map(self._path, unfinished):
+            if DOWNLOAD.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                durable.remove_if_left(path)
+
     @contextlib.contextmanager
-    def _reading(self, entry: Entry) -> Iterator[FileIO]:
+    def _reading(self, entry: Entry) -> Iterator["_Counted"]:
         """The open file, which has to be the same one still when the block ends."""
-        try:
-            descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Conflict(where(self, entry.key), "was removed while it was read") from None
-        with FileIO(descriptor) as file:
-            yield file
-            now = _entry(entry.key, os.fstat(descriptor))
+        do = "Make it readable for this user, or leave it out with --exclude; files synced before are whole."
+        with _failed_reads_told(where(self, entry.key), do):
+            try:
+                descriptor = os.open(os.path.join(self.root, entry.key), os.O_RDONLY | os.O_NOFOLLOW)
+            except (FileNotFoundError, NotADirectoryError):
+                raise Conflict(where(self, entry.key), "was removed while it was read") from None
+            with _Counted(descriptor) as file:
+                yield file
+                now = _entry(entry.key, os.fstat(descriptor))
         if (now.size_bytes, now.version) != (entry.size_bytes, entry.version):
             raise Conflict(where(self, entry.key), "changed while it was read")
 
@@ -144,10 +179,32 @@ class Folder:
     def _check_still(self, key: str, planned: Entry | None) -> None:
         try:
             now = _entry(key, os.lstat(self._path(key)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             now = None
         if (now and (now.size_bytes, now.version)) != (planned and (planned.size_bytes, planned.version)):
             raise Conflict(where(self, key), "changed since the sync was planned")
+
+
+class _Counted(FileIO):
+    """A file that tells how much of it `hashlib.file_digest` has read."""
+
+    moved: Moved = staticmethod(untold)
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        self.moved(count)
+        return count
+
+
+@contextlib.contextmanager
+def _failed_reads_told(name: str, do: str) -> Iterator[None]:
+    """Name what could not be read, and why; a command takes any other failure for one of writing."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {printable(error.filename or name)}: {error.strerror}. {do}") from None
+    except OSError as error:  # the disk
+        raise NexaError(f"cannot read {printable(error.filename or name)}: {error.strerror}.") from None
 
 
 def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
@@ -158,6 +215,11 @@ def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
                 yield from _walk(Path(entry.path))
             else:
                 yield entry
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Whether something else than a folder is there."""
+    return path.exists() and not path.is_dir()
 
 
 def _is_text(key: str) -> bool:

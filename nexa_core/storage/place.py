@@ -23,6 +23,12 @@ Keep = Callable[[str], bool]
 """Whether a key belongs to what is synced."""
 Moved = Callable[[int], None]
 """Told how many more bytes have arrived."""
+Listed = Callable[[int], None]
+"""Told how many files have been listed so far."""
+
+
+def untold(_: int) -> None:
+    """For a caller who does not want to be told."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,15 @@ class Place(Protocol):
     url: str
     digests: DigestCache
 
-    def entries(self, keep: Keep) -> dict[str, Entry]:
+    def entries(self, keep: Keep, listed: Listed = untold) -> dict[str, Entry]:
         """Every file there is, by key.
 
         Raises:
             UserError: a key that is kept cannot be the name of a file in a folder.
         """
+
+    def require_there(self) -> None:
+        """Raise a `UserError` where nothing at all lies here; asked of a source in which no file was found."""
 
     def stated_digest(self, entry: Entry) -> str | None:
         """The file's SHA-256 where it is known without reading the file."""
@@ -69,7 +78,7 @@ class Place(Protocol):
             Conflict: it is another file by now.
         """
 
-    def hash(self, entry: Entry) -> str:
+    def hash(self, entry: Entry, moved: Moved = untold) -> str:
         """The SHA-256 of the bytes of the file as it was listed, all of them read.
 
         Raises:
@@ -94,6 +103,9 @@ class Place(Protocol):
 
     def remove(self, entries: list[Entry]) -> None:
         """Delete files that are still as they were listed."""
+
+    def remove_left(self, unfinished: list[str]) -> None:
+        """Delete those of the unfinished files that a killed sync left here and that nobody writes any longer."""
 
 
 class Conflict(GateError):
@@ -123,6 +135,12 @@ def printable(key: str) -> str:
     return key if key.isprintable() else repr(key)[1:-1]
 
 
+def parents(key: str) -> list[str]:
+    """The folders around a file, the outermost first."""
+    parts = key.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
 def is_unfinished(key: str) -> bool:
     """Whether a file is one that a writer of this laboratory has not finished yet, or lies in such a folder."""
     return durable.TEMPORARY_SUFFIX in key and any(
@@ -137,12 +155,14 @@ def refuse_keys(bad: list[str], why: str, do: str) -> None:
         raise UserError(f"{printable(bad[0])!r}{more}: {why}. {do}, or leave it out with --exclude.")
 
 
-def digest(place: Place, entry: Entry) -> str:
+def digest(place: Place, entry: Entry, moved: Moved = untold) -> str:
     """The SHA-256 of a file, reading it only where the place cannot state it."""
     known = place.stated_digest(entry)
     if known is None:
-        known = place.hash(entry)
+        known = place.hash(entry, moved)
         place.digests.learn(entry, known)
+    else:
+        moved(entry.size_bytes)
     return known
 
 

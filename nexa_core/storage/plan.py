@@ -1,13 +1,15 @@
 """What a sync will do, decided before anything is written."""
 
+import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from nexa_core.errors import UserError
-from nexa_core.storage.place import Entry, Place, digest, is_unfinished, printable, refuse_keys
+from nexa_core.progress import Progress
+from nexa_core.storage.meter import Meter, in_parallel, megabytes
+from nexa_core.storage.place import Entry, Keep, Place, digest, is_unfinished, parents, printable, refuse_keys
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Plan:
     """Files that only the destination has and that stay, for want of --delete."""
     unfinished: list[str]
     """Keys, on either side, of what a writer has not finished: neither copied nor deleted."""
+    unfinished_there: list[str]
+    """Those of the destination."""
+    unused_excludes: list[str]
+    """Patterns that leave nothing out."""
 
     @property
     def size_bytes(self) -> int:
@@ -41,7 +47,8 @@ class Plan:
         ]
         deletions = [{"key": entry.key, "size_bytes": entry.size_bytes} for entry in self.deletions]
         counts = {"unchanged": self.num_unchanged, "kept": self.num_kept}
-        return {"copies": copies, "deletions": deletions, **counts, "unfinished": self.unfinished}
+        changes = {"copies": copies, "deletions": deletions}
+        return {**changes, **counts, "unfinished": self.unfinished, "unused_excludes": self.unused_excludes}
 
     def as_text(self) -> str:
         rows = [("changed" if copy.replaces else "new", copy.entry) for copy in self.copies]
@@ -49,13 +56,17 @@ class Plan:
         lines = [f"{what:<8}{entry.size_bytes:>16,} bytes  {printable(entry.key)}" for what, entry in rows]
         kept = f", {self.num_kept:,} only there and kept (--delete removes them)" if self.num_kept else ""
         counts = f"{len(self.copies):,} to copy ({self.size_bytes:,} bytes), {len(self.deletions):,} to delete"
-        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}{self.unfinished_as_text()}"])
+        return "\n".join([*lines, f"{counts}, {self.num_unchanged:,} unchanged{kept}{self.notes_as_text()}"])
 
-    def unfinished_as_text(self) -> str:
-        if not self.unfinished:
-            return ""
-        more = f" and {len(self.unfinished) - 1:,} more" if len(self.unfinished) > 1 else ""
-        return f", left out as unfinished: {printable(self.unfinished[0])}{more}"
+    def notes_as_text(self) -> str:
+        """What there is to tell beside the counts."""
+        notes = ""
+        if self.unfinished:
+            more = f" and {len(self.unfinished) - 1:,} more" if len(self.unfinished) > 1 else ""
+            notes += f", left out as unfinished: {printable(self.unfinished[0])}{more}"
+        if self.unused_excludes:
+            notes += f", matched no file: {' '.join(f'--exclude {pattern!r}' for pattern in self.unused_excludes)}"
+        return notes
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ class Filter:
     """Which keys belong to a sync: those that an `include` matches, or all where there is none, less any `exclude`.
 
     A pattern with a slash is matched against the whole key, any other against each part of it, so that `*.csv` means
-    such files everywhere and `.git` all that lies in a folder of that name. `*` matches slashes too.
+    such files everywhere and `.git` all that lies in a folder of that name. `*` matches slashes too, `raw/` is
+    `raw/*`, and `./raw` is `raw` and nothing deeper.
     """
 
     include: Sequence[str] = ()
@@ -72,20 +84,25 @@ class Filter:
     def __call__(self, key: str) -> bool:
         return (not self.include or _matches(key, self.include)) and not _matches(key, self.exclude)
 
-    def require_use(self, *, kept: Sequence[str], left_out: Sequence[str], delete: bool) -> None:
-        """Raise where a pattern is that of no file, which is more likely a slip than meant.
+    def require_use(self, *, kept: Sequence[str], left_out: Sequence[str], delete: bool) -> list[str]:
+        """The excludes that leave nothing out.
 
-        An `exclude` is only asked for with `delete`: the files that it was to keep would be lost.
+        Raises:
+            UserError: an `include` is that of no file, which is more likely a slip than meant; or, with `delete`, an
+                `exclude`: the files that it was to keep would be lost.
         """
-        unused = [("--include", pattern) for pattern in self.include if not _is_used(pattern, kept)]
+        unused_includes = [pattern for pattern in self.include if not _is_used(pattern, kept)]
+        unused_excludes = [pattern for pattern in self.exclude if not _is_used(pattern, left_out)]
+        refused = [f"--include {pattern!r} matches no file" for pattern in unused_includes]
         if delete:
-            unused += [("--exclude", pattern) for pattern in self.exclude if not _is_used(pattern, left_out)]
-        for option, pattern in unused:
-            lost = ", and --delete would remove what it was meant to keep" if option == "--exclude" else ""
+            lost = "and --delete would remove what it was meant to keep"
+            refused += [f"--exclude {pattern!r} matches no file, {lost}" for pattern in unused_excludes]
+        if refused:
             raise UserError(
-                f"{option} {pattern!r} matches no file{lost}. '*.csv' means such files everywhere, "
-                "'2026/*' all below that folder; quote it, or the shell matches it itself."
+                f"{refused[0]}. '*.csv' means such files everywhere, '2026/' all below that folder, './a.csv' that file "
+                "alone; quote it, or the shell matches it itself."
             )
+        return unused_excludes
 
 
 def _is_used(pattern: str, keys: Sequence[str]) -> bool:
@@ -95,9 +112,19 @@ def _is_used(pattern: str, keys: Sequence[str]) -> bool:
 def _matches(key: str, patterns: Sequence[str]) -> bool:
     parts = key.split("/")
     return any(
-        fnmatchcase(key, pattern) if "/" in pattern else any(fnmatchcase(part, pattern) for part in parts)
+        # As it was given as well: a bucket may hold keys like `./a`, which can only be left out.
+        fnmatchcase(key, _as_key(pattern)) or fnmatchcase(key, pattern)
+        if "/" in pattern
+        else any(fnmatchcase(part, pattern) for part in parts)
         for pattern in patterns
     )
+
+
+@functools.cache
+def _as_key(pattern: str) -> str:
+    """A pattern with a slash as keys are written: without `./`, and for a folder, `raw/`, that of all below it."""
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    return "/".join([*parts, "*"] if pattern.endswith(("/", "/.")) else parts)
 
 
 def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, concurrency: int) -> Plan:
@@ -106,47 +133,63 @@ def make_plan(source: Place, destination: Place, *, keep: Filter, delete: bool, 
     Raises:
         UserError: there is nothing to copy from, or some key cannot be written where it should go.
     """
-    left_out, unfinished = [], set()
+    left_out: list[str] = []
+    unfinished: dict[Place, set[str]] = {source: set(), destination: set()}
 
-    def belongs(key: str) -> bool:
+    def belongs(place: Place, key: str) -> bool:
         if not keep(key):
             left_out.append(key)
         elif is_unfinished(key):
-            unfinished.add(key)
+            unfinished[place].add(key)
         else:
             return True
         return False
 
-    there, here = source.entries(belongs), destination.entries(belongs)
-    keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
+    there = _list(source, functools.partial(belongs, source))
+    if not there:
+        source.require_there()
+    here = _list(destination, functools.partial(belongs, destination))
+    unused_excludes = keep.require_use(kept=[*there, *here], left_out=left_out, delete=delete)
     if not there and here and delete:
         raise UserError(
             f"{source.url} has no files to sync, and --delete would empty {destination.url}. "
             "Is the source the right one? To empty the destination, delete its files by hand."
         )
-    same_size = [key for key, entry in there.items() if key in here and here[key].size_bytes == entry.size_bytes]
-    with ThreadPoolExecutor(concurrency) as pool:
-        equal = pool.map(lambda key: _known_equal(source, there[key], destination, here[key]), same_size)
-        unchanged = {key for key, is_equal in zip(same_size, equal, strict=True) if is_equal}
+    on_both = [(entry, here[key]) for key, entry in there.items() if key in here]
+    same_size = [(entry, other) for entry, other in on_both if entry.size_bytes == other.size_bytes]
+    unchanged = _unchanged(source, destination, same_size, concurrency=concurrency)
     copies = [Copy(entry, here.get(key)) for key, entry in sorted(there.items()) if key not in unchanged]
     only_here = [entry for key, entry in sorted(here.items()) if key not in there]
     _refuse_files_that_are_folders([*there], [*here])
     destination.check([copy.entry.key for copy in copies if copy.replaces is None])
     deletions, num_kept = (only_here, 0) if delete else ([], len(only_here))
-    return Plan(copies, deletions, len(unchanged), num_kept, sorted(unfinished))
+    all_unfinished, those_there = sorted(set().union(*unfinished.values())), sorted(unfinished[destination])
+    return Plan(copies, deletions, len(unchanged), num_kept, all_unfinished, those_there, unused_excludes)
 
 
-def _known_equal(source: Place, entry: Entry, destination: Place, other: Entry) -> bool:
-    return digest(source, entry) == digest(destination, other)
+def _list(place: Place, keep: Keep) -> dict[str, Entry]:
+    with Progress(f"listing {place.url}", total=None, unit="files") as progress:
+        return place.entries(keep, progress.update)
+
+
+def _unchanged(source: Place, destination: Place, pairs: list[tuple[Entry, Entry]], *, concurrency: int) -> set[str]:
+    """The keys of those pairs of files that have the same bytes."""
+    meter, unchanged = Meter(len(pairs)), set()
+
+    def compare(pair: tuple[Entry, Entry]) -> None:
+        entry, other = pair
+        if digest(source, entry, meter.moved) == digest(destination, other, meter.moved):
+            unchanged.add(entry.key)
+        meter.finished()
+
+    total = megabytes(sum(entry.size_bytes + other.size_bytes for entry, other in pairs))
+    with Progress(f"comparing {source.url} with {destination.url}", total=total, unit="MB") as progress:
+        in_parallel(compare, pairs, concurrency, meter, progress)
+    return unchanged
 
 
 def _refuse_files_that_are_folders(there: list[str], here: list[str]) -> None:
     """A bucket may hold both `a` and `a/b`; a folder cannot."""
     names = {*there, *here}
-    bad = [key for key in sorted(names) if any(parent in names for parent in _parents(key))]
+    bad = [key for key in sorted(names) if any(parent in names for parent in parents(key))]
     refuse_keys(bad, "lies below a name that is a file's as well, so the two cannot be in one folder", "Rename one")
-
-
-def _parents(key: str) -> list[str]:
-    parts = key.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]

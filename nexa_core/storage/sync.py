@@ -2,10 +2,8 @@
 
 import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from nexa_core.lookup import unknown
 from nexa_core.progress import Progress
 from nexa_core.storage.digest_cache import cache_folder
 from nexa_core.storage.folder import Folder
+from nexa_core.storage.meter import Meter, in_parallel, megabytes
 from nexa_core.storage.place import PART_BYTES, Place
 from nexa_core.storage.plan import Copy, Filter, Plan, make_plan
 
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONCURRENCY = 16
 LARGE_AT_ONCE = 4
 """Files in parts that move at the same time; the lanes are shared among them, which bounds the memory."""
-SECONDS_BETWEEN_UPDATES = 1.0  # each looks at every file that is not done, which the threads wait for
 SCHEMES = ("s3", "file")
 MEANT_AS_URL = re.compile(r"(s3|file|gs|https?)(?::/?(?!/)|//)(.*)", re.IGNORECASE | re.DOTALL)
 """A URL whose `://` lacks a character: as a path it would make a folder of that name, and nothing would be in the bucket."""
@@ -51,7 +49,7 @@ class Synced:
         did = f"{len(self.plan.copies):,} copied ({self.plan.size_bytes:,} bytes, {rate:,.1f} MB/s)"
         kept = f", {self.plan.num_kept:,} only there and kept" if self.plan.num_kept else ""
         rest = f"{len(self.plan.deletions):,} deleted, {self.plan.num_unchanged:,} unchanged{kept}"
-        return f"{did}, {rest}{self.plan.unfinished_as_text()}\n{self.destination}"
+        return f"{did}, {rest}{self.plan.notes_as_text()}\n{self.destination}"
 
 
 def sync(
@@ -79,7 +77,6 @@ def sync(
         raise UserError(f"--endpoint {endpoint} is for s3:// places, and neither {source} nor {destination} is one.")
     origin, target = (open_place(name, endpoint=endpoint) for name in (source, destination))
     _refuse_overlap(origin, target)
-    _require_folder(origin)
     try:
         keep = Filter(tuple(include), tuple(exclude))
         plan = make_plan(origin, target, keep=keep, delete=delete, concurrency=concurrency)
@@ -88,6 +85,8 @@ def sync(
         if not dry_run and (plan.copies or plan.deletions):
             with target.writing():
                 _apply(plan, origin, target, concurrency=concurrency)
+        elif not dry_run and plan.num_unchanged:  # an empty source says nothing of what is finished
+            target.remove_left(plan.unfinished_there)
     finally:
         origin.digests.save()
         target.digests.save()
@@ -138,13 +137,6 @@ def _refuse_slips(name: str) -> None:
         raise UserError(f"'{name}' is no URL. Did you mean {meant}? A folder of that name is ./{name}")
 
 
-def _require_folder(origin: Place) -> None:
-    if isinstance(origin, Folder) and not origin.root.exists():
-        raise UserError(
-            f"{origin.url} does not exist, so there is nothing to copy. Name a folder, or s3://bucket/prefix"
-        )
-
-
 def _refuse_overlap(origin: Place, target: Place) -> None:
     """One place inside the other would be copied into itself."""
     one, other = (f"{place.root}/" if isinstance(place, Folder) else f"{place.url}/" for place in (origin, target))
@@ -153,7 +145,7 @@ def _refuse_overlap(origin: Place, target: Place) -> None:
 
 
 def _apply(plan: Plan, origin: Place, target: Place, *, concurrency: int) -> None:
-    meter = _Meter(len(plan.copies))
+    meter = Meter(len(plan.copies))
     small = [copy for copy in plan.copies if copy.entry.size_bytes <= PART_BYTES]
     large = [copy for copy in plan.copies if copy.entry.size_bytes > PART_BYTES]
     lanes = max(1, concurrency // max(1, min(LARGE_AT_ONCE, len(large))))
@@ -163,46 +155,10 @@ def _apply(plan: Plan, origin: Place, target: Place, *, concurrency: int) -> Non
         target.write(key, origin, copy.entry, replaces=copy.replaces, lanes=lanes, moved=meter.moved)
         meter.finished()
 
-    megabytes = -(-plan.size_bytes // 1_000_000)
-    with Progress(f"{origin.url} -> {target.url}", total=megabytes, unit="MB") as progress:
-        _in_parallel(lambda copy: copy_one(copy, lanes=1), small, concurrency, meter, progress)
-        _in_parallel(lambda copy: copy_one(copy, lanes=lanes), large, LARGE_AT_ONCE, meter, progress)
+    what, total = f"{origin.url} -> {target.url}", megabytes(plan.size_bytes)
+    with Progress(what, total=total, unit="MB") as progress:
+        in_parallel(lambda copy: copy_one(copy, lanes=1), small, concurrency, meter, progress)
+        in_parallel(lambda copy: copy_one(copy, lanes=lanes), large, LARGE_AT_ONCE, meter, progress)
     if plan.deletions:
         target.remove(plan.deletions)
         target.digests.forget([entry.key for entry in plan.deletions])
-
-
-class _Meter:
-    """Counts what all threads have moved."""
-
-    def __init__(self, num_files: int):
-        self._lock, self._num_files = threading.Lock(), num_files
-        self._began, self._bytes, self._files = time.monotonic(), 0, 0
-
-    def moved(self, size_bytes: int) -> None:
-        with self._lock:
-            self._bytes += size_bytes
-
-    def finished(self) -> None:
-        with self._lock:
-            self._files += 1
-
-    def show(self, progress: Progress) -> None:
-        rate = self._bytes / 1e6 / max(time.monotonic() - self._began, 1e-3)
-        progress.update(self._bytes // 1_000_000, f"{self._files:,}/{self._num_files:,} files, {rate:,.1f} MB/s")
-
-
-def _in_parallel(
-    work: Callable[[Copy], None], copies: list[Copy], num_threads: int, meter: _Meter, progress: Progress
-) -> None:
-    """Do them all; after a failure nothing new is begun, and the first failure is raised."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        coming: set[Future[None]] = {pool.submit(work, copy) for copy in copies}
-        try:
-            while coming:
-                done, coming = wait(coming, timeout=SECONDS_BETWEEN_UPDATES, return_when=FIRST_EXCEPTION)
-                meter.show(progress)
-                for future in done:
-                    future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,54 @@
+"""Work on many files at once, and how far it is."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from nexa_core.progress import Progress
+
+SECONDS_BETWEEN_UPDATES = 1.0  # each looks at every file that is not done, which the threads wait for
+
+Item = TypeVar("Item")
+
+
+class Meter:
+    """Counts what all threads have moved, or read."""
+
+    def __init__(self, num_files: int):
+        self._lock, self._num_files = threading.Lock(), num_files
+        self._began, self._bytes, self._files = time.monotonic(), 0, 0
+
+    def moved(self, size_bytes: int) -> None:
+        with self._lock:
+            self._bytes += size_bytes
+
+    def finished(self) -> None:
+        with self._lock:
+            self._files += 1
+
+    def show(self, progress: Progress) -> None:
+        rate = self._bytes / 1e6 / max(time.monotonic() - self._began, 1e-3)
+        progress.update(self._bytes // 1_000_000, f"{self._files:,}/{self._num_files:,} files, {rate:,.1f} MB/s")
+
+
+def megabytes(size_bytes: int) -> int:
+    """What a `Progress` in MB has as its total; not 0 for a few bytes."""
+    return -(-size_bytes // 1_000_000)
+
+
+def in_parallel(
+    work: Callable[[Item], None], items: Sequence[Item], num_threads: int, meter: Meter, progress: Progress
+) -> None:
+    """Do them all; after a failure nothing new is begun, and the first failure is raised."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        coming: set[Future[None]] = {pool.submit(work, item) for item in items}
+        try:
+            while coming:
+                done, coming = wait(coming, timeout=SECONDS_BETWEEN_UPDATES, return_when=FIRST_EXCEPTION)
+                meter.show(progress)
+                for future in done:
+                    future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
