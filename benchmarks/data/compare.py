@@ -28,7 +28,8 @@ CONTESTANTS = {
     "ours, dirty, memory_limit 1GiB": ("ours.py", "rows", "memory_limit"),
     "ours, dirty, near duplicates": ("ours.py", "rows", "near_duplicates"),
     "ours": ("ours.py", "clean"),
-    "polars": ("peer_polars.py", "clean"),
+    "polars, streaming": ("peer_polars.py", "clean"),
+    "polars, in memory": ("peer_polars.py", "clean", "in_memory"),
     "hf datasets": ("peer_hf_datasets.py", "clean"),
 }
 SECONDS_BETWEEN_LOOKS = 0.1
