@@ -111,20 +111,32 @@ def _marks(tokenizer: "Tokenizer", config: DatasetConfig) -> "Marks":
     """The ids that stand around each document.
 
     Raises:
-        UserError: the tokenizer has no such token, or reads it out of mere text.
+        UserError: the tokenizer has no such token, or reads it out of mere text, or has one for both.
     """
     from nexa_data.tokenise import Marks
     from nexa_data.tokenizer import BEGIN, END
 
     loaded = config.tokenizer
     begin, end = (loaded.begin, loaded.end) if isinstance(loaded, LoadedTokenizer) else (BEGIN, END)
-    return Marks(None if begin is None else _id_of(begin, tokenizer, "begin"), _id_of(end, tokenizer, "end"))
+    found = Marks(None if begin is None else _id_of(begin, tokenizer, "begin"), _id_of(end, tokenizer, "end"))
+    if found.begin == found.end:
+        others = [token for token in _special(tokenizer) if tokenizer.token_to_id(token) != found.end]
+        raise UserError(
+            f"tokenizer.begin '{begin}' and tokenizer.end '{end}' are the same id, {found.end}, so that a document's end could "
+            "not be told from its beginning. Set `begin: null` (nothing stands in front of a document), or one of the two to "
+            f"another special token: {', '.join(others) or 'there is none'}."
+        )
+    return found
+
+
+def _special(tokenizer: "Tokenizer") -> list[str]:
+    return [each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special]
 
 
 def _id_of(token: str, tokenizer: "Tokenizer", setting: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
-        special = [each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special]
+        special = _special(tokenizer)
         hint = did_you_mean(token, special)
         raise UserError(
             f"tokenizer.{setting}: the tokenizer has no token '{token}'.{hint} Its special ones: {', '.join(special) or 'none'}."

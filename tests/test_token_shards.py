@@ -281,6 +281,10 @@ def test_another_tokenizer_in_the_same_file_is_another_dataset(lab: Layout) -> N
         ({"path": "tokenizer.json", "end": "<|eo|>"}, r"tokenizer.end: .* no token '<\|eo\|>'.*<\|eos\|>"),
         ({"path": "tokenizer.json", "end": "a"}, r"tokenizer.end: .* 'a' out of mere text"),
         ({"path": "tokenizer.json", "begin": "a"}, r"tokenizer.begin: .* 'a' out of mere text"),
+        (
+            {"path": "tokenizer.json", "begin": "<|eos|>"},
+            r"begin '<\|eos\|>' and tokenizer.end '<\|eos\|>' are the same id, 2.*Set `begin: null`.*: <\|pad\|>, <\|bos\|>\.$",
+        ),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_replaced(
