@@ -1,7 +1,7 @@
 """Whether a dataset's token sequences are its documents, encoded by its tokenizer, and lie where the manifest says."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,12 +13,16 @@ from nexa_data.encoder import ID_DTYPE, load_tokenizer
 from nexa_data.sequences import SCHEMA, TokenSequences, find_tokens
 
 NUM_ENCODED = 100
-"""Documents of each shard that are encoded again, by the tokenizer itself and not by what is quick."""
+"""Documents of each shard that are encoded again, and the last, by the tokenizer itself and not by what is quick."""
 
 
 def sequence_problems(dataset: Dataset) -> list[str]:
     """What is wrong with the shards of sequences, whose digests hold."""
-    return [f"{shard}: {problem}" for shard in dataset.training_splits for problem in _problems(dataset, shard)]
+    return [
+        f"{shard}: {problem}"
+        for shard in dataset.training_splits
+        for problem in dict.fromkeys(_problems(dataset, shard))
+    ]
 
 
 def _problems(dataset: Dataset, name: str) -> Iterator[str]:
@@ -33,7 +37,7 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
         if find_tokens(shard.path) != shard.offsets:
             yield "ids do not lie at the offsets of the manifest"
             return
-        first = 0
+        first, last_document = 0, np.empty(0, ID_DTYPE)
         for group in range(file.metadata.num_row_groups):
             table = file.read_row_group(group)
             rows = [mapped.read(row) for row in range(first, first + len(table))]
@@ -46,7 +50,14 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
                 yield f"in row group {group} documents end elsewhere than the next begin"
             row_ids.append(_flat(table, "row_ids").filter(compute.equal(_flat(table, "offsets"), 0)))
             if group == 0:
-                yield from _encoded_otherwise(dataset, name, tokens, begins)
+                pieces = np.split(tokens, begins[1:])
+                yield from _encoded_otherwise(dataset, name, pieces if len(tokens) in ends else pieces[:-1])
+            before = [] if len(begins) else [last_document]
+            last_document = np.concatenate([*before, tokens[begins[-1] if len(begins) else 0 :]])
+    if len(last_document) and last_document[-1] != dataset.sequence_marks[1]:
+        yield "the last document does not end"
+    elif len(last_document):
+        yield from _encoded_otherwise(dataset, name, [last_document], from_end=True)
     documents = parquet.read_table(dataset.split_path(name), columns=["row_id"])["row_id"]
     if pyarrow.chunked_array(row_ids, pyarrow.string()) != documents:
         yield "other documents, or in another order, than the manifest's"
@@ -63,16 +74,31 @@ def _begins(table: pyarrow.Table, width: int) -> np.ndarray:
     return begins[_flat(table, "offsets").to_numpy() == 0]
 
 
-def _encoded_otherwise(dataset: Dataset, name: str, tokens: np.ndarray, begins: np.ndarray) -> Iterator[str]:
-    """The first document that the tokenizer encodes otherwise than it is in the first row group, if there is one."""
+def _encoded_otherwise(
+    dataset: Dataset, name: str, encoded: list[np.ndarray], *, from_end: bool = False
+) -> Iterator[str]:
+    """The first document that the tokenizer encodes otherwise than it is in the shard, if there is one.
+
+    Args:
+        encoded: the tokens of the shard's first documents, one after the other.
+        from_end: whether they are those of its last document instead.
+    """
     tokenizer_json = dataset.tokenizer_json()
     assert tokenizer_json is not None
     tokenizer, (begin, end) = load_tokenizer(tokenizer_json), dataset.sequence_marks
-    with parquet.ParquetFile(dataset.split_path(name), pre_buffer=False) as file:
-        batch = next(file.iter_batches(NUM_ENCODED, columns=["row_id", "completion"]))
-    for (first, last), document in zip(pairwise(begins[: NUM_ENCODED + 1].tolist()), batch.to_pylist(), strict=False):
+    for tokens, document in zip(encoded, _read_documents(dataset, name, from_end=from_end), strict=False):
         ids = tokenizer.encode(document["completion"], add_special_tokens=False).ids
         expected = np.array([*([] if begin is None else [begin]), *ids, end], ID_DTYPE)
-        if not np.array_equal(tokens[first:last], expected):
+        if not np.array_equal(tokens, expected):
             yield f"document {document['row_id']} has other ids than the tokenizer gives it"
             return
+
+
+def _read_documents(dataset: Dataset, name: str, *, from_end: bool) -> list[dict[str, Any]]:
+    """The first documents of a shard, or its last."""
+    columns = ["row_id", "completion"]
+    with parquet.ParquetFile(dataset.split_path(name), pre_buffer=False) as file:
+        if from_end:
+            group = file.read_row_group(file.num_row_groups - 1, columns=columns)
+            return list(group.slice(len(group) - 1).to_pylist())
+        return list(next(file.iter_batches(NUM_ENCODED, columns=columns)).to_pylist())

@@ -352,7 +352,29 @@ def test_validation_holds_the_sequences_against_documents_and_tokenizer(lab: Lay
         assert name in found.as_text()
 
 
-def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool) -> None:
+@pytest.mark.parametrize("group_rows", [3, 10_000])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tokens: [*tokens[:-2], 7 if tokens[-2] != 7 else 8, tokens[-1]], "001: document {} has other ids"),
+        (lambda tokens: tokens[:-1], "001: the last document does not end"),
+    ],
+)
+def test_validation_looks_at_the_last_document_of_a_shard(lab: Layout, change: Any, says: str, group_rows: int) -> None:
+    write_shard_anew(lab, lambda table: table, keep_offsets=False, group_rows=group_rows)
+    assert validate(opened(lab)).holds, validate(opened(lab)).as_text()
+
+    def changed(table: pyarrow.Table) -> pyarrow.Table:
+        *tokens, last = table["tokens"].to_pylist()
+        assert len(last) > 2
+        return table.set_column(0, table.schema.field(0), pyarrow.array([*tokens, change(last)], table.schema[0].type))
+
+    write_shard_anew(lab, changed, keep_offsets=False, group_rows=group_rows)
+    text = validate(opened(lab)).as_text()
+    assert text.count(says.format(opened(lab).read_split("001")["row_id"][-1].as_py())) == 1
+
+
+def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool, group_rows: int = 10_000) -> None:
     """Put another table in a shard's place, with a manifest that knows no better."""
     dataset = opened(lab)
     path = dataset.sequence_shards()[0].path
@@ -360,7 +382,12 @@ def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool) -> None:
     manifest = json.loads(dataset.manifest_path.read_text())
     record = manifest["sequences"]["shards"]["001"]
     parquet.write_table(
-        table, path, compression="zstd" if keep_offsets else "none", use_dictionary=False, data_page_size=2**30
+        table,
+        path,
+        row_group_size=group_rows,
+        compression="zstd" if keep_offsets else "none",
+        use_dictionary=False,
+        data_page_size=2**30,
     )
     if not keep_offsets:
         record["offsets"] = [{"byte": at, "rows": rows} for at, rows in find_tokens(path)]
