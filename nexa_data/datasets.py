@@ -137,10 +137,15 @@ class Dataset:
         Raises:
             UserError: a file is missing or changed.
         """
+        records = self.sequence_records
+        chosen = records if shards is None else {shard: records[shard] for shard in shards}
+        return [Shard.of(self._checked(record), record) for record in chosen.values()]
+
+    @property
+    def sequence_records(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the manifest says of each shard of training sequences; nothing where there are none."""
         sequences = self._sequences
-        assert sequences is not None
-        records = sequences["shards"] if shards is None else {shard: sequences["shards"][shard] for shard in shards}
-        return [Shard.of(self._checked(record), record) for record in records.values()]
+        return {} if sequences is None else sequences["shards"]
 
     @property
     def _sequences(self) -> Mapping[str, Any] | None:

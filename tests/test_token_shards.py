@@ -330,7 +330,7 @@ def test_a_shard_is_a_table_of_sequences(lab: Layout) -> None:
 
 def test_the_croissant_file_leads_to_the_documents_of_the_shards(lab: Layout) -> None:
     (path,) = lab.processed.rglob("*croissant*.json")
-    (shards,) = [each for each in json.loads(path.read_text())["distribution"] if each["@type"] == "cr:FileSet"]
+    (shards,) = [each for each in json.loads(path.read_text())["distribution"] if each["@id"] == "shards"]
     found = {path.name for path in (lab.processed / "training").glob(shards["includes"])}
     assert found == {opened(lab).split_path(shard).name for shard in opened(lab).training_splits}
 
