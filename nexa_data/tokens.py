@@ -33,6 +33,10 @@ def tokenizer_origins(config: DatasetConfig, layout: Layout) -> list[dict[str, A
     tokenizer = _load(path)
     if getattr(config.output, "sequence_tokens", None) is not None:
         _marks(tokenizer, config)
+    else:
+        for setting in sorted(config.tokenizer.model_fields_set & {"begin", "end"}):
+            if (token := getattr(config.tokenizer, setting)) is not None:
+                _id_of(token, tokenizer, setting)
     return [{"file": layout.relative(path), "bytes": path.stat().st_size, "sha256": digests.of_file(path)}]
 
 

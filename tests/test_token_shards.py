@@ -301,10 +301,6 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_replaced(
     ("lines", "says"),
     [
         ("output: {name: pretrain, sequence_tokens: 8}", r"data.yaml:5: .*sequence_tokens.* need a `tokenizer:`"),
-        (
-            "output: {name: pretrain}\n    tokenizer: {path: a, end: b}",
-            r"data.yaml:6: .*tokenizer.end: only token sequences",
-        ),
         ("output: {name: pretrain}\n    tokenizer: {end: b}", r"data.yaml:6: 'datasets.0.tokenizer.path' is missing"),
         ("output: {name: pretrain}\n    tokenizer: {path: a, vocab_size: 300}", r"Unknown key .*vocab_size"),
     ],

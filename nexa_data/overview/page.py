@@ -177,7 +177,11 @@ def _lengths(each: Lengths) -> dict[str, Any]:
 def _tokens(counts: TokenCounts | None) -> dict[str, Any] | None:
     if counts is None:
         return None
-    return {"counts": counts, "lengths": _length_plot("documents", {"train": counts.lengths}, "tokens")}
+    return {
+        "counts": counts,
+        "short": counts.num_short / counts.num_sequences,
+        "lengths": _length_plot("documents", {"train": counts.lengths}, "tokens"),
+    }
 
 
 def _turns(found: Statistics) -> dict[str, Any] | None:
