@@ -1,6 +1,7 @@
 """Whether a dataset's token sequences are its documents, encoded by its tokenizer, and lie where the manifest says."""
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ import pyarrow.parquet as parquet
 
 from nexa_data.datasets import Dataset
 from nexa_data.encoder import ID_DTYPE, load_tokenizer
-from nexa_data.sequences import SCHEMA, TokenSequences, find_tokens
+from nexa_data.sequences import (
+    SCHEMA,
+    TokenSequences,
+    added,
+    begins_in,
+    count_targets,
+    find_tokens,
+    read_target_counts,
+)
 
 NUM_ENCODED = 100
 """Documents of each shard that are encoded again, and the last, by the tokenizer itself and not by what is quick."""
@@ -18,14 +27,21 @@ NUM_ENCODED = 100
 
 def sequence_problems(dataset: Dataset) -> list[str]:
     """What is wrong with the shards of sequences, whose digests hold."""
-    return [
+    counted: list[np.ndarray] = []
+    problems = [
         f"{shard}: {problem}"
         for shard in dataset.training_splits
-        for problem in dict.fromkeys(_problems(dataset, shard))
+        for problem in dict.fromkeys(_problems(dataset, shard, counted))
     ]
+    path = dataset.target_counts()
+    if path is not None and not problems:
+        differing = added(reduce(added, counted, np.zeros(0, dtype=np.int64)), -read_target_counts(path)).nonzero()[0]
+        problems += [f"the token {token} is to be predicted more or less often than is told" for token in differing[:1]]
+    return problems
 
 
-def _problems(dataset: Dataset, name: str) -> Iterator[str]:
+def _problems(dataset: Dataset, name: str, counted: list[np.ndarray]) -> Iterator[str]:
+    """What is wrong with a shard; appends how often each token of a part of it is to be predicted."""
     (shard,) = dataset.sequence_shards([name])
     assert dataset.sequence_tokens is not None
     mapped = TokenSequences([shard], width=dataset.sequence_tokens)
@@ -42,12 +58,18 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
             table = file.read_row_group(group)
             rows = [mapped.read(row) for row in range(first, first + len(table))]
             first += len(table)
-            tokens, begins = _flat(table, "tokens").to_numpy(), _begins(table, mapped.width)
+            tokens, begins = (
+                _flat(table, "tokens").to_numpy(),
+                begins_in(table["starts"], table["offsets"], mapped.width),
+            )
             if not np.array_equal(np.concatenate(rows), tokens):
                 yield f"row group {group} reads otherwise through the memory map"
             ends = np.flatnonzero(tokens == dataset.sequence_marks[1]) + 1
             if not np.array_equal(begins[begins > 0], ends[ends < len(tokens)]):
                 yield f"in row group {group} documents end elsewhere than the next begin"
+            if not _counts_hold(table, mapped.width, begins, ends):
+                yield f"row group {group} has other numbers of targets or documents than it says"
+            counted.append(count_targets(table, mapped.width))
             row_ids.append(_flat(table, "row_ids").filter(compute.equal(_flat(table, "offsets"), 0)))
             if group == 0:
                 pieces = np.split(tokens, begins[1:])
@@ -63,15 +85,14 @@ def _problems(dataset: Dataset, name: str) -> Iterator[str]:
         yield "other documents, or in another order, than the manifest's"
 
 
+def _counts_hold(table: pyarrow.Table, width: int, begins: np.ndarray, ends: np.ndarray) -> bool:
+    begun, ended = (np.bincount(places // width, minlength=len(table)) for places in (begins, ends - 1))
+    lengths = compute.list_value_length(table["tokens"]).to_numpy()
+    return np.array_equal(table["num_begun"], begun) and np.array_equal(table["num_targets"], lengths - ended)
+
+
 def _flat(table: pyarrow.Table, name: str) -> pyarrow.Array:
     return table[name].combine_chunks().flatten()
-
-
-def _begins(table: pyarrow.Table, width: int) -> np.ndarray:
-    """Where in a row group's tokens documents begin."""
-    rows = table["starts"].combine_chunks().value_parent_indices().to_numpy()
-    begins: np.ndarray = rows * width + _flat(table, "starts").to_numpy()
-    return begins[_flat(table, "offsets").to_numpy() == 0]
 
 
 def _encoded_otherwise(

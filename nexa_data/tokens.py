@@ -73,19 +73,24 @@ def make_sequences(
     if width is None:
         return None
     assert tokenizer is not None
+    import numpy as np
+
+    from nexa_data.sequences import added, write_target_counts
     from nexa_data.tokenise import make_shards
 
     path = places.layout.absolute(tokenizer["path"])
     marks = _marks(_load(path), places.config)
     files = [(places.split(split), places.shard(split)) for split in splits]
     shards = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
-    records = {
-        split: manifests.describe_file(places.layout, target, **facts)
-        for split, (_, target), facts in zip(splits, files, shards, strict=True)
-    }
+    records, target_counts_V = {}, np.zeros(0, dtype=np.int64)
+    for split, (_, target), shard in zip(splits, files, shards, strict=True):
+        records[split] = manifests.describe_file(places.layout, target, **shard.facts)
+        target_counts_V = added(target_counts_V, shard.target_counts_V)
+    write_target_counts(places.target_counts, target_counts_V)
+    targets = manifests.describe_file(places.layout, places.target_counts, targets=int(target_counts_V.sum()))
     num_tokens = sum(record["tokens"] for record in records.values())
     logger.info("%s: %s tokens in sequences of %s", places.config.key, f"{num_tokens:,}", f"{width:,}")
-    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records}
+    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records, "targets": targets}
 
 
 def _load(path: Path) -> "Tokenizer":

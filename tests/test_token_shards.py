@@ -22,7 +22,7 @@ from nexa_core import digests
 from nexa_core.config import DataConfig
 from nexa_core.config.data import LEAST_MEMORY_BYTES, DatasetConfig
 from nexa_core.config.load import load_config
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.paths import Layout
 from nexa_data import tokenise
 from nexa_data.data_analysis.query_data import DataQuery
@@ -31,7 +31,7 @@ from nexa_data.difference import compare
 from nexa_data.encoder import load_tokenizer
 from nexa_data.engines import Means
 from nexa_data.prepare import prepare_dataset
-from nexa_data.sequences import TokenSequences, find_tokens
+from nexa_data.sequences import TokenSequences, find_tokens, read_target_counts, write_target_counts
 from nexa_data.tokenise import Encoded
 from nexa_data.validation import validate
 from nexa_models.encoding import encode
@@ -220,7 +220,7 @@ def test_processes_beside_give_the_bytes_of_one(
 
 
 # Six renames come before: of the shards' documents, which wait under another name first, and what is held out.
-@pytest.mark.parametrize("kill_at", [8, 12, 13, 14])
+@pytest.mark.parametrize("kill_at", [8, 12, 13, 14, 15])
 def test_killed_at_any_write_it_ends_with_the_same_bytes(tmp_path: Path, pristine: Path, kill_at: int) -> None:
     write_documents(tmp_path)
     config = {"datasets": [dataset_settings()]}
@@ -340,6 +340,9 @@ def test_validation_holds_the_sequences_against_documents_and_tokenizer(lab: Lay
             pyarrow.array([[7] * len(each) for each in table["tokens"].to_pylist()], table.schema[0].type),
         ),
         "other documents": lambda table: table.slice(1),
+        "other numbers of targets": lambda table: table.set_column(
+            4, table.schema.field(4), pyarrow.array([1] * len(table), pyarrow.int32())
+        ),
         "ids do not lie": lambda table: table,
     }.items():
         write_shard_anew(lab, change, keep_offsets=name == "ids do not lie")
@@ -392,6 +395,19 @@ def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool, group_rows
     dataset.manifest_path.write_text(json.dumps(manifest))
 
 
+def test_validation_counts_the_targets_of_each_token(lab: Layout) -> None:
+    dataset = opened(lab)
+    path = dataset.target_counts()
+    assert path is not None
+    counts = read_target_counts(path)
+    counts[5] += 1
+    write_target_counts(path, counts)
+    manifest = json.loads(dataset.manifest_path.read_text())
+    manifest["sequences"]["targets"] |= {"bytes": path.stat().st_size, "sha256": digests.of_file(path)}
+    dataset.manifest_path.write_text(json.dumps(manifest))
+    assert "the token 5 is to be predicted more or less often" in validate(opened(lab)).as_text()
+
+
 def test_versions_are_compared_by_their_documents(lab: Layout) -> None:
     (lab.root / "tokenizers").mkdir()
     other = make(lab.root, version="v2", replace=True)
@@ -427,6 +443,7 @@ def test_each_token_of_a_document_but_its_first_is_learned_once(tmp_path: Path, 
     assert learned.tolist() == sorted(documents.targets.tolist())
     assert sum(rows.target_counts_N) == len(learned)
     assert rows.count_targets(400).tolist() == np.bincount(learned, minlength=400).tolist()
+    assert replace(rows, counts_path=None).count_targets(400).tolist() == rows.count_targets(400).tolist()
     assert rows.begun_N.sum() == len(dataset.read_split("train"))
     for batch, part in zip(batches, np.array_split(np.arange(len(rows)), 5), strict=True):
         assert batch.num_tokens == rows.token_counts_N[part].sum()
@@ -450,6 +467,61 @@ def test_in_long_sequences_the_loss_is_that_of_the_documents_one_by_one(tmp_path
     together = loss(rows.batch(np.arange(len(rows))))
     alone = sum(loss(documents.batch(np.array([row]))) for row in range(len(documents)))
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_targets_that_prepare_counted_are_not_counted_again(lab: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TokenRows.of(opened(lab), describe_model(config_of().model, opened(lab)))
+    monkeypatch.delattr(TokenSequences, "blocks")
+    assert rows.count_targets(400).sum() == rows.target_counts_N.sum()
+    path = opened(lab).target_counts()
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"target_counts/docs_v1.parquet has other bytes"):
+        TokenRows.of(opened(lab), describe_model(config_of().model, opened(lab)))
+
+
+def test_a_dataset_of_before_targets_were_counted_trains_to_the_same_bytes(
+    lab: Layout, uninterrupted: dict[str, bytes]
+) -> None:
+    path = opened(lab).manifest_path
+    manifest = json.loads(path.read_text())
+    del manifest["sequences"]["targets"]
+    path.write_text(json.dumps(manifest))
+    assert files_of(run(config_of(**RUN), layout=lab).run.path) == uninterrupted
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_the_processes_of_a_machine_hold_the_digests_together(lab: Layout, damaged: int) -> None:
+    paths = [shard.path for shard in opened(lab).sequence_shards()]
+    whole = paths[damaged].read_bytes()
+    paths[damaged].write_bytes(whole[:-1] + b"?")
+    found = 0
+    for share in range(2):
+        try:
+            opened(lab).sequence_shards(share=share, num_shares=2)
+        except UserError:
+            found += 1
+    assert found == 1
+    paths[damaged].write_bytes(whole[:-1])
+    for share in range(2):
+        with pytest.raises(UserError, match=r"bytes instead of"):
+            opened(lab).sequence_shards(share=share, num_shares=2)
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+@pytest.mark.parametrize("place", ["tokens", "end"])
+def test_two_processes_do_not_train_on_a_damaged_shard_whichever_of_them_sees_it(
+    lab: Layout, capfd: pytest.CaptureFixture[str], damaged: int, place: str
+) -> None:
+    shard = opened(lab).sequence_shards()[damaged]
+    data = bytearray(shard.path.read_bytes())
+    data[shard.offsets[0][0] + 4 if place == "tokens" else -1] ^= 1
+    shard.path.write_bytes(data)
+    training = {**RUN["training"], "distributed": {"world_size": 2}}
+    with pytest.raises(NexaError, match=r"ended with exit code [24]"):  # of its data, or of the process that saw it
+        run(config_of(training=training), layout=lab)
+    assert f"pretrain/00{damaged + 1}.parquet has other bytes" in capfd.readouterr().err
+    assert not list(lab.runs.rglob("lineage.json"))
 
 
 RUN = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}}}

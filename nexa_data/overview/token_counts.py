@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 from nexa_data.datasets import Dataset
 from nexa_data.overview.sampling import MAX_GROUPS, spaced
 from nexa_data.overview.tally import Tally
+from nexa_data.sequences import begins_in
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ def _document_lengths(path: Path, record: Mapping[str, Any], width: int) -> np.n
     with parquet.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["starts", "offsets"])
-            starts, offsets = (table[name].combine_chunks() for name in ("starts", "offsets"))
-            places = (first + starts.value_parent_indices().to_numpy()) * width + starts.flatten().to_numpy()
-            begins.append(places[offsets.flatten().to_numpy() == 0])
+            begins.append(first * width + begins_in(table["starts"], table["offsets"], width))
             first += len(table)
     return np.diff(np.concatenate(begins), append=record["tokens"])
