@@ -127,6 +127,16 @@ def count_targets(table: pyarrow.Table, width: int) -> np.ndarray:
     return counts - np.bincount(tokens[begins_in(table["starts"], table["offsets"], width)], minlength=len(counts))
 
 
+def count_targets_of(path: Path, width: int) -> np.ndarray:
+    """`count_targets` of a whole shard."""
+    counts_V = np.zeros(0, dtype=np.int64)
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["tokens", "starts", "offsets"])
+            counts_V = added(counts_V, count_targets(table, width))
+    return counts_V
+
+
 def added(counts: np.ndarray, more: np.ndarray) -> np.ndarray:
     """The sum of two counts by token, of which one may know more tokens."""
     total = np.zeros(max(len(counts), len(more)), dtype=np.int64)

@@ -12,6 +12,7 @@ from nexa_core.paths import Layout
 from nexa_data import manifests
 from nexa_data.engines import Means
 from nexa_data.places import Places
+from nexa_data.reuse import find_reusable, making_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,9 +63,13 @@ def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, An
 
 
 def make_sequences(
-    places: Places, splits: list[str], tokenizer: dict[str, Any] | None, means: Means
+    places: Places, manifest: manifests.Manifest, means: Means, standing: list[manifests.Stood]
 ) -> dict[str, Any] | None:
-    """Write the shards of token sequences, one for each of `splits`, and return their record; None where none are asked for.
+    """Write the shards of token sequences, one for each of documents, and return their record; None where none are asked for.
+
+    Args:
+        manifest: the dataset's, with all but these.
+        standing: the datasets that it replaces, whose shards serve again where they would come out the same.
 
     Raises:
         UserError: the tokenizer finds the mark of a document's end inside one.
@@ -72,25 +77,37 @@ def make_sequences(
     width = getattr(places.config.output, "sequence_tokens", None)
     if width is None:
         return None
-    assert tokenizer is not None
     import numpy as np
 
-    from nexa_data.sequences import added, write_target_counts
+    from nexa_data.sequences import added, count_targets_of, write_target_counts
     from nexa_data.tokenise import make_shards
 
-    path = places.layout.absolute(tokenizer["path"])
+    path = places.layout.absolute(manifest["tokenizer"]["path"])
     marks = _marks(_load(path), places.config)
-    files = [(places.split(split), places.shard(split)) for split in splits]
-    shards = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
-    records, target_counts_V = {}, np.zeros(0, dtype=np.int64)
-    for split, (_, target), shard in zip(splits, files, shards, strict=True):
-        records[split] = manifests.describe_file(places.layout, target, **shard.facts)
-        target_counts_V = added(target_counts_V, shard.target_counts_V)
+    record: dict[str, Any] = {"width": width, "begin": marks.begin, "end": marks.end, "shards": {}}
+    documents = {split: manifest["splits"][split]["sha256"] for split in manifests.training_splits(manifest)}
+    reusable = find_reusable(places, standing, documents, making_of({**manifest, "sequences": record}) or {})
+    files = [(places.split(split), places.shard(split)) for split in documents if split not in reusable]
+    written = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
+    target_counts_V = np.zeros(0, dtype=np.int64)
+    for split in documents:
+        target = places.shard(split)
+        if split in reusable:
+            durable.keep(reusable[split].path, target)
+            record["shards"][split] = {**reusable[split].record, "path": places.layout.relative(target)}
+            more = count_targets_of(target, width)
+        else:
+            shard = next(written)
+            record["shards"][split] = manifests.describe_file(places.layout, target, **shard.facts)
+            more = shard.target_counts_V
+        target_counts_V = added(target_counts_V, more)
     write_target_counts(places.target_counts, target_counts_V)
-    targets = manifests.describe_file(places.layout, places.target_counts, targets=int(target_counts_V.sum()))
-    num_tokens = sum(record["tokens"] for record in records.values())
-    logger.info("%s: %s tokens in sequences of %s", places.config.key, f"{num_tokens:,}", f"{width:,}")
-    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records, "targets": targets}
+    num_targets = int(target_counts_V.sum())
+    record["targets"] = manifests.describe_file(places.layout, places.target_counts, targets=num_targets)
+    num_tokens = sum(shard["tokens"] for shard in record["shards"].values())
+    before = f"; {len(reusable)} of {len(documents)} shards are those of before" if reusable else ""
+    logger.info("%s: %s tokens in sequences of %s%s", places.config.key, f"{num_tokens:,}", f"{width:,}", before)
+    return record
 
 
 def _load(path: Path) -> "Tokenizer":

@@ -254,6 +254,88 @@ def test_sequences_of_another_length_replace_documents_and_shards_that_are_left_
     assert DataQuery(lab.root).get_pretrain_dataset("001").columns.tolist() == ["row_id", "completion", "extra_json"]
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of documents that are encoded, as that happens."""
+    names: list[str] = []
+    encode = tokenise._encode_group
+
+    def told(task: tokenise.Task, **means: Any) -> Encoded:
+        names.append(task[0].name)
+        return encode(task, **means)
+
+    monkeypatch.setattr(tokenise, "_encode_group", told)
+    return names
+
+
+@pytest.fixture
+def loaded(lab: Layout) -> Layout:
+    """A laboratory whose tokenizer does not change with the documents."""
+    shutil.copy(lab.absolute(opened(lab).manifest["tokenizer"]["path"]), lab.root / "tokenizer.json")
+    make(lab.root, tokenizer=LOADED, replace=True)
+    return lab
+
+
+LOADED = {"path": "tokenizer.json"}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_only_shards_whose_documents_changed_are_encoded_anew(
+    loaded: Layout, tmp_path: Path, encoded: list[str], version: str
+) -> None:
+    write_documents(loaded.root, count=90)
+    dataset = make(loaded.root, tokenizer=LOADED, version=version, replace=True)
+    assert set(encoded) == {f"docs_{version}_{shard}.parquet" for shard in dataset.training_splits[2:]}
+    assert validate(dataset).holds, validate(dataset).as_text()
+    other = tmp_path / "other"
+    write_documents(other, count=90)
+    shutil.copy(loaded.root / "tokenizer.json", other)
+    make(other, tokenizer=LOADED, version=version)
+    assert digests_below(loaded.root) == digests_below(other)
+
+
+@pytest.mark.parametrize("what", ["width", "marks", "code", "libraries", "tokenizer"])
+def test_shards_that_were_made_otherwise_are_encoded_anew(loaded: Layout, encoded: list[str], what: str) -> None:
+    tokenizer, width = LOADED, WIDTH
+    path = opened(loaded).manifest_path
+    manifest = json.loads(path.read_text())
+    if what == "width":
+        width = 32
+    elif what == "marks":
+        tokenizer = {**LOADED, "end": "<|pad|>"}
+    elif what == "tokenizer":
+        value = json.loads((loaded.root / "tokenizer.json").read_text())
+        value["model"]["merges"] = value["model"]["merges"][:10]
+        (loaded.root / "tokenizer.json").write_text(json.dumps(value))
+    else:
+        manifest[what] = "0" * 64 if what == "code" else {**manifest[what], "tokenizers": "0.0.1"}
+        path.write_text(json.dumps(manifest))
+    write_documents(loaded.root, count=90)
+    dataset = make(loaded.root, tokenizer=tokenizer, width=width, replace=True)
+    assert len(set(encoded)) == len(dataset.training_splits)
+
+
+def test_a_damaged_shard_does_not_serve_again(loaded: Layout, encoded: list[str]) -> None:
+    path = opened(loaded).sequence_shards()[0].path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    dataset = make(loaded.root, tokenizer=LOADED)
+    assert set(encoded) == {"docs_v1_001.parquet"}
+    assert validate(dataset).holds
+
+
+@pytest.mark.parametrize("kill_at", [24, 26, 28])
+def test_killed_while_shards_serve_again_what_stood_comes_back(loaded: Layout, kill_at: int) -> None:
+    before = digests_below(loaded.root)
+    raw = loaded.root / "data" / "raw" / "documents.jsonl"
+    documents = raw.read_bytes()
+    write_documents(loaded.root, count=90)
+    config = {"datasets": [dataset_settings(tokenizer=LOADED)]}
+    assert run_prepare(loaded.root, config, kill_at=kill_at, replace=True) == -signal.SIGKILL
+    raw.write_bytes(documents)
+    assert run_prepare(loaded.root, config) == 0
+    assert digests_below(loaded.root) == before
+
+
 def test_another_tokenizer_in_the_same_file_is_another_dataset(lab: Layout) -> None:
     path = lab.root / "tokenizer.json"
     shutil.copy(lab.absolute(opened(lab).manifest["tokenizer"]["path"]), path)
