@@ -208,7 +208,11 @@ def test_however_the_documents_come_the_row_groups_are_the_same(
 # Nothing stale, nothing half
 
 
-@pytest.mark.parametrize("means", [Means(), Means(memory_limit_bytes=LEAST_MEMORY_BYTES)], ids=["all cores", "one"])
+@pytest.mark.parametrize(
+    "means",
+    [Means(), Means(memory_limit_bytes=LEAST_MEMORY_BYTES), Means(engine="ray")],
+    ids=["all cores", "one", "ray"],
+)
 def test_processes_beside_give_the_bytes_of_one(
     lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, means: Means
 ) -> None:
