@@ -21,14 +21,22 @@ from nexa_core.paths import Layout
 from nexa_data.manifests import Manifest, is_pretrain, training_splits
 from nexa_data.places import croissant_path
 from nexa_data.rows import SCHEMAS
+from nexa_data.sequences import SCHEMA as SEQUENCE_SCHEMA
 from nexa_data.split import HELD_OUT
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 PARQUET = ["application/vnd.apache.parquet", "application/x-parquet"]  # what is registered, what mlcroissant knows
 SPLITS = {"train": "cr:TrainingSplit", "val": "cr:ValidationSplit", "test": "cr:TestSplit"}
-SHARDS = "shards"
+SHARDS, TOKEN_SHARDS = "shards", "token_shards"
+SHARDS_OF_THE_FOLDER = "pretrain/*.parquet"
+SEQUENCES = "sequences"
 
-DATA_TYPES = {pyarrow.string(): "sc:Text", pyarrow.float32(): "sc:Float"}
+DATA_TYPES = {
+    pyarrow.string(): "sc:Text",
+    pyarrow.float32(): "sc:Float",
+    pyarrow.int32(): "sc:Integer",
+    pyarrow.int64(): "sc:Integer",
+}
 COLUMNS = {
     "row_id": "The row's id: the beginning of the sha256 of its content.",
     "text": "The text to classify.",
@@ -41,6 +49,12 @@ COLUMNS = {
     "messages/content": "What was said.",
     "messages/extra_json": "The message's other keys as a JSON object.",
     "extra_json": "The source's other columns as a JSON object.",
+    "tokens": "The ids of the tokens of documents one after the other, each between its marks.",
+    "row_ids": "Which documents these are: their row_id.",
+    "starts": "Where in the tokens each of them begins or goes on.",
+    "offsets": "How many tokens of each of them lie in sequences before.",
+    "num_targets": "Tokens that are followed by one of the same document.",
+    "num_begun": "Documents that begin here.",
 }
 
 _OURS = {
@@ -130,34 +144,50 @@ def _splits(manifest: Manifest) -> dict[str, list[str]]:
 def _distribution(manifest: Manifest) -> Iterator[dict[str, Any]]:
     """A FileObject with its digest for each file, and shards once more as the set that their rows are read from."""
     for record in manifest["splits"].values():
-        yield {
-            "@type": "cr:FileObject",
-            "@id": _place(record),
-            "name": _place(record),
-            "contentUrl": _place(record),
-            "contentSize": f"{record['bytes']} B",
-            "encodingFormat": PARQUET,
-            "sha256": record["sha256"],
-        }
+        yield _file(record, PARQUET)
+    for record in _token_shards(manifest):
+        yield _file(record, PARQUET)
+    if manifest["tokenizer"] is not None:
+        tokenizer = manifest["tokenizer"]
+        told = f"The tokenizer, of {tokenizer['vocab_size']:,} tokens, as the library tokenizers reads it."
+        yield {**_file(tokenizer, "application/json"), "description": told}
     if is_pretrain(manifest):
-        yield {
-            "@type": "cr:FileSet",
-            "@id": SHARDS,
-            "name": SHARDS,
-            "includes": _shards_of_rows(manifest),
-            "encodingFormat": PARQUET,
-        }
+        yield _file_set(SHARDS, _shards_of_rows(manifest))
+    if _token_shards(manifest):
+        yield _file_set(TOKEN_SHARDS, SHARDS_OF_THE_FOLDER)
+
+
+def _file(record: Mapping[str, Any], encoding: str | list[str]) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": _place(record),
+        "name": _place(record),
+        "contentUrl": _place(record),
+        "contentSize": f"{record['bytes']} B",
+        "encodingFormat": encoding,
+        "sha256": record["sha256"],
+    }
+
+
+def _file_set(name: str, includes: str) -> dict[str, Any]:
+    return {"@type": "cr:FileSet", "@id": name, "name": name, "includes": includes, "encodingFormat": PARQUET}
+
+
+def _token_shards(manifest: Manifest) -> list[Mapping[str, Any]]:
+    """The files of token sequences, where there are any."""
+    sequences = manifest.get("sequences")
+    return [] if sequences is None else list(sequences["shards"].values())
 
 
 def _shards_of_rows(manifest: Manifest) -> str:
     """The pattern of the shards' files; where shards hold token sequences, of the documents that lie beside them."""
     if manifest.get("sequences") is None:
-        return "pretrain/*.parquet"
+        return SHARDS_OF_THE_FOLDER
     return f"documents/{manifest['name']}_{manifest['version']}_[0-9]*.parquet"
 
 
 def _record_sets(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """The splits' meanings, the classes, and the rows of each split."""
+    """The splits' meanings, the classes, the rows of each split, and the token sequences."""
     splits = _splits(manifest)
     meanings = [{"name": split, "url": SPLITS[split]} for split in splits if split in SPLITS]
     if meanings:
@@ -175,6 +205,26 @@ def _record_sets(manifest: Manifest) -> Iterator[dict[str, Any]]:
             "key": {"@id": f"{split}/row_id"},
             "field": [*_split_field(split), *_fields(manifest, split, source)],
         }
+    if _token_shards(manifest):
+        yield _sequence_set(manifest["sequences"])
+
+
+def _sequence_set(sequences: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shards of token sequences hold.
+
+    Only words lead from `row_ids` to the rows: of a reference mlcroissant makes a join, and it can't join lists.
+    """
+    source = {"fileSet": {"@id": TOKEN_SHARDS}}
+    fields = {
+        column.name: _field(column, (SEQUENCES, column.name), {**source, "extract": {"column": column.name}})
+        for column in SEQUENCE_SCHEMA
+    }
+    begin = "nothing" if sequences["begin"] is None else f"the id {sequences['begin']}"
+    fields["tokens"]["description"] += (
+        f" {sequences['width']:,} in each sequence; the last of a shard may have fewer. In front of a document stands "
+        f"{begin}, behind it the id {sequences['end']}."
+    )
+    return {"@type": "cr:RecordSet", "@id": SEQUENCES, "name": SEQUENCES, "field": list(fields.values())}
 
 
 def _enumeration(name: str, data_type: str, values: list[dict[str, str]]) -> dict[str, Any]:

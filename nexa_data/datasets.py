@@ -131,16 +131,37 @@ class Dataset:
         assert sequences is not None
         return sequences["begin"], sequences["end"]
 
-    def sequence_shards(self, shards: Iterable[str] | None = None) -> list[Shard]:
+    def sequence_shards(
+        self, shards: Iterable[str] | None = None, *, share: int = 0, num_shares: int = 1
+    ) -> list[Shard]:
         """The files of training sequences, of all shards or of some, once their digests have held.
+
+        Processes of one machine may each take a share of the digests; all look whether the files are there, and their sizes.
 
         Raises:
             UserError: a file is missing or changed.
         """
+        records = self.sequence_records
+        chosen = records if shards is None else {shard: records[shard] for shard in shards}
+        return [
+            Shard.of(self._checked(record, by_size_alone=number % num_shares != share), record)
+            for number, record in enumerate(chosen.values())
+        ]
+
+    def target_counts(self) -> Path | None:
+        """The file of how often each token of the training sequences is to be predicted; None where none was made.
+
+        Raises:
+            UserError: it is missing or changed.
+        """
+        sequences = self._sequences or {}
+        return self._checked(sequences["targets"]) if "targets" in sequences else None
+
+    @property
+    def sequence_records(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the manifest says of each shard of training sequences; nothing where there are none."""
         sequences = self._sequences
-        assert sequences is not None
-        records = sequences["shards"] if shards is None else {shard: sequences["shards"][shard] for shard in shards}
-        return [Shard.of(self._checked(record), record) for record in records.values()]
+        return {} if sequences is None else sequences["shards"]
 
     @property
     def _sequences(self) -> Mapping[str, Any] | None:
@@ -171,8 +192,8 @@ class Dataset:
         others = [split for split in splits if split not in shards]
         return ", ".join([f"{shards[0]} to {shards[-1]} (together: train)", *others])
 
-    def _checked(self, record: Mapping[str, Any]) -> Path:
-        if problem := manifests.damage(self.layout, record):
+    def _checked(self, record: Mapping[str, Any], *, by_size_alone: bool = False) -> Path:
+        if problem := manifests.damage(self.layout, record, by_size_alone=by_size_alone):
             raise UserError(f"Dataset {self.key}: {problem}. Prepare it again: {PREPARE}")
         return self.layout.absolute(record["path"])
 

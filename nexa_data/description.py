@@ -38,10 +38,15 @@ class Outcome:
     """Of each table beside the rows that there is."""
 
 
-def describe(places: Places, origin: Origin, outcome: Outcome, means: Means) -> dict[str, Any]:
+def describe(
+    places: Places, origin: Origin, outcome: Outcome, means: Means, standing: list[manifests.Stood]
+) -> dict[str, Any]:
     """The manifest of a dataset whose rows are written; encodes them where that is asked for.
 
     Reads each written file again for its digest.
+
+    Args:
+        standing: the datasets that it replaces.
     """
     config, layout, census = places.config, places.layout, outcome.census
     sources, evaluation_sets = outcome.sources, origin.evaluation_sets()
@@ -54,7 +59,7 @@ def describe(places: Places, origin: Origin, outcome: Outcome, means: Means) -> 
     }
     training = [split for split in splits if split not in HELD_OUT]
     tokenizer = make_tokenizer(places, training, sources)
-    return {
+    manifest = {
         "format": manifests.FORMAT,
         "name": config.name,
         "version": config.version,
@@ -75,13 +80,14 @@ def describe(places: Places, origin: Origin, outcome: Outcome, means: Means) -> 
             for name, path in beside.items()
         },
         "tokenizer": tokenizer,
-        "sequences": make_sequences(places, training, tokenizer, means),
+        "sequences": None,
         "parents": [],
         "config": resolved,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "code": code,
         "fingerprint": manifests.fingerprint(resolved, sources + evaluation_sets, code),
     }
+    return {**manifest, "sequences": make_sequences(places, manifest, means, standing)}
 
 
 def _steps(config: DatasetConfig, outcome: Outcome) -> list[dict[str, Any]]:

@@ -42,6 +42,11 @@ class Places:
         return self.folder / "pretrain" / f"{number}.parquet"
 
     @property
+    def target_counts(self) -> Path:
+        """How often each token is to be predicted, in all shards of token sequences."""
+        return self.folder / "target_counts" / f"{self.config.key}.parquet"
+
+    @property
     def manifest(self) -> Path:
         return self.layout.dataset_manifests(self.category) / f"{self.config.key}.json"
 

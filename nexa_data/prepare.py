@@ -162,7 +162,9 @@ def _write(places: Places, origin: Origin, standing: list[manifests.Stood], mean
     if rejects_path != places.rejects:
         durable.copy(rejects_path, places.rejects)
     durable.remove(places.refused_rejects)
-    manifest = describe(places, origin, Outcome(sources, census, rejects.reasons, tables.num_rows, num_beside), means)
+    manifest = describe(
+        places, origin, Outcome(sources, census, rejects.reasons, tables.num_rows, num_beside), means, standing
+    )
     _remove_left_over(layout, standing, manifest)
     return Prepared(places.manifest, publish(places, manifest), is_new=True)
 

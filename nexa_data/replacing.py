@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from nexa_core import durable
 from nexa_data import manifests
@@ -27,14 +28,19 @@ def kept_until_replaced(places: Places, standing: list[manifests.Stood]) -> Iter
     _forget(places)
 
 
+def kept_files(places: Places) -> dict[str, Path]:
+    """What is kept, by the name that it belongs to below the laboratory's root; nothing where nothing is being replaced."""
+    listed = places.replaced / LIST
+    names = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else []
+    return {name: places.replaced / str(number) for number, name in enumerate(names)}
+
+
 def restore(places: Places) -> None:
     """Put back what an attempt to replace it left aside, unless the new dataset stands."""
     if not places.replaced.exists():
         return
-    listed = places.replaced / LIST
-    if listed.exists() and not places.manifest.exists():
-        for number, name in enumerate(json.loads(listed.read_text(encoding="utf-8"))):
-            kept = places.replaced / str(number)
+    if not places.manifest.exists():
+        for name, kept in kept_files(places).items():
             if kept.exists():  # the manifests come last
                 durable.keep(kept, places.layout.absolute(name))
     _forget(places)

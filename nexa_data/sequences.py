@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
+from nexa_core import durable
 from nexa_data.encoder import ID_DTYPE
 
 TOKENS_LEAF = "tokens.list.element"
@@ -109,6 +111,54 @@ class TokenSequences:
         table = pyarrow.concat_tables(tables) if tables else SCHEMA.empty_table()
         targets, begun = (table[name].to_numpy().astype(np.int64) for name in names)
         return targets, begun
+
+
+def begins_in(starts: pyarrow.ChunkedArray, offsets: pyarrow.ChunkedArray, width: int) -> np.ndarray:
+    """Where documents begin in the tokens of some sequences, from these columns of theirs."""
+    starts, offsets = starts.combine_chunks(), offsets.combine_chunks()
+    places: np.ndarray = starts.value_parent_indices().to_numpy() * width + starts.flatten().to_numpy()
+    return places[offsets.flatten().to_numpy() == 0]
+
+
+def count_targets(table: pyarrow.Table, width: int) -> np.ndarray:
+    """How often each token is to be predicted in some sequences: all are, but for the first of each document."""
+    tokens = table["tokens"].combine_chunks().flatten().to_numpy()
+    counts = np.bincount(tokens)
+    return counts - np.bincount(tokens[begins_in(table["starts"], table["offsets"], width)], minlength=len(counts))
+
+
+def count_targets_of(path: Path, width: int) -> np.ndarray:
+    """`count_targets` of a whole shard."""
+    counts_V = np.zeros(0, dtype=np.int64)
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["tokens", "starts", "offsets"])
+            counts_V = added(counts_V, count_targets(table, width))
+    return counts_V
+
+
+def added(counts: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The sum of two counts by token, of which one may know more tokens."""
+    total = np.zeros(max(len(counts), len(more)), dtype=np.int64)
+    total[: len(counts)] += counts
+    total[: len(more)] += more
+    return total
+
+
+def write_target_counts(path: Path, counts_V: np.ndarray) -> None:
+    """Write how often each token is to be predicted, those that are."""
+    tokens = np.flatnonzero(counts_V)
+    table = pyarrow.table({"token": tokens.astype(np.int32), "targets": counts_V[tokens].astype(np.int64)})
+    with durable.create(path) as file:
+        parquet.write_table(table, file, compression="zstd")
+
+
+def read_target_counts(path: Path) -> np.ndarray:
+    """How often each token is to be predicted, up to the last that is."""
+    table = parquet.read_table(path, columns=["token", "targets"])
+    counts_V = np.zeros(int(compute.max(table["token"]).as_py() or 0) + 1, dtype=np.int64)
+    counts_V[table["token"].to_numpy()] = table["targets"].to_numpy()
+    return counts_V
 
 
 def find_tokens(path: Path) -> tuple[tuple[int, int], ...]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 from nexa_core import digests, durable
 from nexa_core.errors import UserError
 from nexa_data.encoder import ID_DTYPE, open_encoder
-from nexa_data.sequences import SCHEMA, TOKENS_LEAF, find_tokens
+from nexa_data.sequences import SCHEMA, TOKENS_LEAF, added, count_targets, find_tokens
 from nexa_data.workers import in_order
 
 GROUP_TOKENS = 4 * 2**20
@@ -75,10 +75,20 @@ class Encoded:
         return Encoded(self.row_ids[done:], self.tokens[num_tokens:], lengths, before)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A shard that was written."""
+
+    facts: dict[str, Any]
+    """What a manifest says of it: rows, documents, tokens, offsets."""
+    target_counts_V: np.ndarray
+    """How often each token is to be predicted."""
+
+
 def make_shards(
     documents: Iterable[tuple[Path, Path]], tokenizer: Path, marks: Marks, *, width: int, num_processes: int
-) -> Iterator[dict[str, Any]]:
-    """Write a shard of sequences for each file of documents; yields what is known of it: rows, documents, tokens, offsets.
+) -> Iterator[Written]:
+    """Write a shard of sequences for each file of documents.
 
     The bytes depend on the documents, the tokenizer and the width alone. Holds a few row groups in memory, no more.
 
@@ -139,9 +149,10 @@ def _encode_group(task: Task, tokenizer: Path, marks: Marks) -> Encoded:
     return Encoded(row_ids, tokens, lengths)
 
 
-def _write_shard(path: Path, groups: Iterable[Encoded], width: int) -> dict[str, Any]:
+def _write_shard(path: Path, groups: Iterable[Encoded], width: int) -> Written:
     group_tokens = width * max(1, min(GROUP_TOKENS // width, GROUP_ROWS))
     num_documents = num_tokens = 0
+    target_counts_V = np.zeros(0, dtype=np.int64)
     sums: list[tuple[int, str]] = []
     with durable.create(path) as file:
         writer = parquet.ParquetWriter(
@@ -160,14 +171,16 @@ def _write_shard(path: Path, groups: Iterable[Encoded], width: int) -> dict[str,
                 sums.append((len(tokens), digests.of_bytes(tokens.tobytes())))
                 num_documents += int(table["num_begun"].to_numpy().sum())
                 num_tokens += len(tokens)
+                target_counts_V = added(target_counts_V, count_targets(table, width))
     offsets = find_tokens(path)
     _check_place(path, [at for at, _ in offsets], sums)
-    return {
+    facts = {
         "rows": sum(rows for _, rows in offsets),
         "documents": num_documents,
         "tokens": num_tokens,
         "offsets": [{"byte": at, "rows": rows} for at, rows in offsets],
     }
+    return Written(facts, target_counts_V)
 
 
 def _cut(groups: Iterable[Encoded], group_tokens: int, width: int) -> Iterator[pyarrow.Table]:

@@ -12,6 +12,7 @@ from nexa_core.paths import Layout
 from nexa_data import manifests
 from nexa_data.engines import Means
 from nexa_data.places import Places
+from nexa_data.reuse import find_reusable, making_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,6 +34,10 @@ def tokenizer_origins(config: DatasetConfig, layout: Layout) -> list[dict[str, A
     tokenizer = _load(path)
     if getattr(config.output, "sequence_tokens", None) is not None:
         _marks(tokenizer, config)
+    else:
+        for setting in sorted(config.tokenizer.model_fields_set & {"begin", "end"}):
+            if (token := getattr(config.tokenizer, setting)) is not None:
+                _id_of(token, tokenizer, setting)
     return [{"file": layout.relative(path), "bytes": path.stat().st_size, "sha256": digests.of_file(path)}]
 
 
@@ -58,9 +63,13 @@ def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, An
 
 
 def make_sequences(
-    places: Places, splits: list[str], tokenizer: dict[str, Any] | None, means: Means
+    places: Places, manifest: manifests.Manifest, means: Means, standing: list[manifests.Stood]
 ) -> dict[str, Any] | None:
-    """Write the shards of token sequences, one for each of `splits`, and return their record; None where none are asked for.
+    """Write the shards of token sequences, one for each of documents, and return their record; None where none are asked for.
+
+    Args:
+        manifest: the dataset's, with all but these.
+        standing: the datasets that it replaces, whose shards serve again where they would come out the same.
 
     Raises:
         UserError: the tokenizer finds the mark of a document's end inside one.
@@ -68,20 +77,37 @@ def make_sequences(
     width = getattr(places.config.output, "sequence_tokens", None)
     if width is None:
         return None
-    assert tokenizer is not None
+    import numpy as np
+
+    from nexa_data.sequences import added, count_targets_of, write_target_counts
     from nexa_data.tokenise import make_shards
 
-    path = places.layout.absolute(tokenizer["path"])
+    path = places.layout.absolute(manifest["tokenizer"]["path"])
     marks = _marks(_load(path), places.config)
-    files = [(places.split(split), places.shard(split)) for split in splits]
-    shards = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
-    records = {
-        split: manifests.describe_file(places.layout, target, **facts)
-        for split, (_, target), facts in zip(splits, files, shards, strict=True)
-    }
-    num_tokens = sum(record["tokens"] for record in records.values())
-    logger.info("%s: %s tokens in sequences of %s", places.config.key, f"{num_tokens:,}", f"{width:,}")
-    return {"width": width, "begin": marks.begin, "end": marks.end, "shards": records}
+    record: dict[str, Any] = {"width": width, "begin": marks.begin, "end": marks.end, "shards": {}}
+    documents = {split: manifest["splits"][split]["sha256"] for split in manifests.training_splits(manifest)}
+    reusable = find_reusable(places, standing, documents, making_of({**manifest, "sequences": record}) or {})
+    files = [(places.split(split), places.shard(split)) for split in documents if split not in reusable]
+    written = make_shards(files, path, marks, width=width, num_processes=means.num_processes)
+    target_counts_V = np.zeros(0, dtype=np.int64)
+    for split in documents:
+        target = places.shard(split)
+        if split in reusable:
+            durable.keep(reusable[split].path, target)
+            record["shards"][split] = {**reusable[split].record, "path": places.layout.relative(target)}
+            more = count_targets_of(target, width)
+        else:
+            shard = next(written)
+            record["shards"][split] = manifests.describe_file(places.layout, target, **shard.facts)
+            more = shard.target_counts_V
+        target_counts_V = added(target_counts_V, more)
+    write_target_counts(places.target_counts, target_counts_V)
+    num_targets = int(target_counts_V.sum())
+    record["targets"] = manifests.describe_file(places.layout, places.target_counts, targets=num_targets)
+    num_tokens = sum(shard["tokens"] for shard in record["shards"].values())
+    before = f"; {len(reusable)} of {len(documents)} shards are those of before" if reusable else ""
+    logger.info("%s: %s tokens in sequences of %s%s", places.config.key, f"{num_tokens:,}", f"{width:,}", before)
+    return record
 
 
 def _load(path: Path) -> "Tokenizer":
@@ -111,20 +137,32 @@ def _marks(tokenizer: "Tokenizer", config: DatasetConfig) -> "Marks":
     """The ids that stand around each document.
 
     Raises:
-        UserError: the tokenizer has no such token, or reads it out of mere text.
+        UserError: the tokenizer has no such token, or reads it out of mere text, or has one for both.
     """
     from nexa_data.tokenise import Marks
     from nexa_data.tokenizer import BEGIN, END
 
     loaded = config.tokenizer
     begin, end = (loaded.begin, loaded.end) if isinstance(loaded, LoadedTokenizer) else (BEGIN, END)
-    return Marks(None if begin is None else _id_of(begin, tokenizer, "begin"), _id_of(end, tokenizer, "end"))
+    found = Marks(None if begin is None else _id_of(begin, tokenizer, "begin"), _id_of(end, tokenizer, "end"))
+    if found.begin == found.end:
+        others = [token for token in _special(tokenizer) if tokenizer.token_to_id(token) != found.end]
+        raise UserError(
+            f"tokenizer.begin '{begin}' and tokenizer.end '{end}' are the same id, {found.end}, so that a document's end could "
+            "not be told from its beginning. Set `begin: null` (nothing stands in front of a document), or one of the two to "
+            f"another special token: {', '.join(others) or 'there is none'}."
+        )
+    return found
+
+
+def _special(tokenizer: "Tokenizer") -> list[str]:
+    return [each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special]
 
 
 def _id_of(token: str, tokenizer: "Tokenizer", setting: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
-        special = [each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special]
+        special = _special(tokenizer)
         hint = did_you_mean(token, special)
         raise UserError(
             f"tokenizer.{setting}: the tokenizer has no token '{token}'.{hint} Its special ones: {', '.join(special) or 'none'}."

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from nexa_core.errors import UserError
-from nexa_data.tokenizer import SPECIAL_TOKENS
+from nexa_data.encoder import load_tokenizer
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import encode_plain, special_ids_of
 
@@ -230,8 +230,10 @@ def _render_tracked(
 def _variables(spec: ModelSpec) -> dict[str, Any]:
     """What templates know besides the messages."""
     if spec.pretrained is None:
-        _, begin, end = SPECIAL_TOKENS
-        tokens = {"bos_token": begin, "eos_token": end}
+        assert spec.tokenizer is not None
+        special, token_of = special_ids_of(spec), load_tokenizer(spec.tokenizer).id_to_token
+        begin = "" if special.begin is None else token_of(special.begin) or ""
+        tokens = {"bos_token": begin, "eos_token": token_of(special.end) or ""}
     else:
         tokens = spec.pretrained.special_tokens
     return {**tokens, "tools": None, "documents": None, "strftime_now": TODAY.strftime}

@@ -37,6 +37,7 @@ def build(spec: ModelSpec) -> EncoderClassifier:
         raise UserError(
             f"model.parameters: hidden_size {parameters.hidden_size} cannot be cut into {parameters.num_heads} heads"
         )
+    special = special_ids_of(spec)
     config = BertConfig(
         vocab_size=vocabulary_size(spec),
         hidden_size=parameters.hidden_size,
@@ -46,7 +47,8 @@ def build(spec: ModelSpec) -> EncoderClassifier:
         max_position_embeddings=parameters.max_tokens,
         hidden_dropout_prob=parameters.dropout,
         attention_probs_dropout_prob=parameters.dropout,
-        pad_token_id=special_ids_of(spec).padding,
+        # torch never learns the embedding of a padding token.
+        pad_token_id=None if special.padding == special.end else special.padding,
         num_labels=len(spec.labels),
     )
     return EncoderClassifier(BertForSequenceClassification(config))

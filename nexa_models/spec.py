@@ -9,6 +9,7 @@ from nexa_core import digests
 from nexa_core.config.model import Lora, ModelConfig, PretrainedEncoderModel, PretrainedLmModel
 from nexa_core.errors import UserError
 from nexa_data.datasets import Dataset
+from nexa_models.marks import SpecialIds, find_marks
 
 KINDS_OF_MODEL = {"text_classifier": ("text",), "encoder_classifier": ("text",), "causal_lm": ("pairs", "chat")}
 """The rows that each model reads; all others read features."""
@@ -49,6 +50,8 @@ class ModelSpec:
     """The tokenizer's JSON, where the model reads token ids of one."""
     pretrained: Pretrained | None = None
     """Of a model whose weights were there already."""
+    marks: SpecialIds | None = None
+    """What marks the ends of a text, where the tokenizer was loaded and has other special tokens than one trained here."""
 
     @property
     def is_language_model(self) -> bool:
@@ -75,11 +78,14 @@ class ModelSpec:
         return self.settings.parameters.max_tokens
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        value = asdict(self)
+        if self.marks is None:
+            del value["marks"]
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelSpec":
-        shape, pretrained = value["feature_shape"], value.get("pretrained")
+        shape, pretrained, marks = value["feature_shape"], value.get("pretrained"), value.get("marks")
         return cls(
             model=value["model"],
             kind=value["kind"],
@@ -87,6 +93,7 @@ class ModelSpec:
             feature_shape=None if shape is None else tuple(shape),
             tokenizer=value["tokenizer"],
             pretrained=None if pretrained is None else Pretrained(**pretrained),
+            marks=None if marks is None else SpecialIds(**marks),
         )
 
 
@@ -120,7 +127,13 @@ def describe_model(model: ModelConfig, dataset: Dataset) -> ModelSpec:
             f"Model 'cnn' reads images of shape [channels, height, width]; rows of {dataset.key} have shape "
             f"{list(dataset.feature_shape or ())}. Set `rows.shape` in the dataset's config."
         )
-    return ModelSpec(settings, dataset.kind, dataset.labels, dataset.feature_shape, tokenizer)
+    marks = None if tokenizer is None else find_marks(dataset, tokenizer)
+    if model.name == "text_classifier" and marks is not None and marks.padding != 0:
+        raise UserError(
+            f"Model 'text_classifier' takes the id 0 for padding, and in the tokenizer of {dataset.key} it is something else. "
+            "Use `vocabulary: {name: hashed}`, or a tokenizer that is trained on the dataset (`tokenizer: {vocab_size: 4096}`)."
+        )
+    return ModelSpec(settings, dataset.kind, dataset.labels, dataset.feature_shape, tokenizer, marks=marks)
 
 
 def needs_token_ids(model: dict[str, Any]) -> bool:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import pyarrow
 import torch
 
 from nexa_core.errors import UserError
 from nexa_data.datasets import Dataset
 from nexa_data.encoder import encoding_digest
-from nexa_data.sequences import TokenSequences
+from nexa_data.sequences import TokenSequences, added, read_target_counts
 from nexa_models.encoding import Batch
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import special_ids_of
@@ -34,12 +36,14 @@ class TokenRows:
     end_id: int
     padding_id: int
     notes: tuple[str, ...] = ()
+    counts_path: Path | None = None
+    """How often each token is to be predicted, where that was counted when the dataset was prepared."""
     num_rows: int | None = None
     """Batches are filled up with empty rows to so many, so that a compiled model sees one shape."""
 
     @classmethod
-    def of(cls, dataset: Dataset, spec: ModelSpec) -> "TokenRows":
-        """The training sequences of a dataset.
+    def of(cls, dataset: Dataset, spec: ModelSpec, *, share: int = 0, num_shares: int = 1) -> "TokenRows":
+        """The training sequences of a dataset, whose digests processes of one machine may hold together, each its share.
 
         Raises:
             UserError: they are not what the spec's model reads, or a file of them is missing or changed.
@@ -47,10 +51,17 @@ class TokenRows:
         width = dataset.sequence_tokens
         assert width is not None
         _check(dataset, spec, width)
-        sequences = TokenSequences(dataset.sequence_shards(), width=width)
-        targets_N, begun_N = sequences.read_counts()
+        counts_path = dataset.target_counts()
+        if counts_path is None:  # each process is going to read all of it
+            share, num_shares = 0, 1
+        sequences = TokenSequences(dataset.sequence_shards(share=share, num_shares=num_shares), width=width)
+        try:
+            targets_N, begun_N = sequences.read_counts()
+        except (pyarrow.ArrowException, OSError):
+            dataset.sequence_shards()  # which says what is wrong, also where the digest was another process's to hold
+            raise
         special = special_ids_of(spec)
-        return cls(sequences, targets_N, begun_N, special.end, special.padding)
+        return cls(sequences, targets_N, begun_N, special.end, special.padding, counts_path=counts_path)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -89,7 +100,9 @@ class TokenRows:
         return Batch(inputs, targets, target_rows=owners, num_tokens=int(lengths.sum()), num_slots=shape[0] * shape[1])
 
     def count_targets(self, num_tokens: int) -> np.ndarray:
-        """How often each of `num_tokens` ids is to be predicted; goes through all files once."""
+        """How often each of `num_tokens` ids is to be predicted; goes through all files where that was not counted before."""
+        if self.counts_path is not None:
+            return added(read_target_counts(self.counts_path), np.zeros(num_tokens, dtype=np.int64))
         counts = np.zeros(num_tokens, dtype=np.int64)
         goes_on = False
         for ids in self.sequences.blocks():

@@ -5,7 +5,6 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,6 +13,7 @@ from nexa_core.config.model import HashedVocabulary, TextClassifierParameters
 from nexa_core.errors import UserError
 from nexa_data.encoder import load_tokenizer
 from nexa_data.tokenizer import SPECIAL_TOKENS
+from nexa_models.marks import SpecialIds
 from nexa_models.spec import ModelSpec
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -21,14 +21,6 @@ CHUNK = 1024  # texts encoded at once; what the tokenizer says of each is many t
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Odd 64-bit multiplier that spreads neighbouring values. Source: Knuth, TAOCP vol. 3, 6.4 (golden ratio hashing).
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    padding: int
-    begin: int | None
-    """What stands in front of a sequence; None where nothing does."""
-    end: int
 
 
 def vocabulary_size(spec: ModelSpec) -> int:
@@ -48,7 +40,7 @@ def hashed_vocabulary(spec: ModelSpec) -> HashedVocabulary:
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """The ids of the tokens that mark a sequence's ends, of a dataset's own tokenizer.
+    """The ids of the tokens that mark a sequence's ends, of a tokenizer that was trained here.
 
     Raises:
         UserError: the tokenizer lacks one of them.
@@ -63,6 +55,8 @@ def special_ids_of(spec: ModelSpec) -> SpecialIds:
     """The ids that mark a sequence's ends for the spec's model. Raises UserError where its tokenizer lacks one."""
     if spec.pretrained is not None:
         return SpecialIds(spec.pretrained.padding_id, spec.pretrained.begin_id, spec.pretrained.end_id)
+    if spec.marks is not None:
+        return spec.marks
     assert spec.tokenizer is not None
     return special_ids(load_tokenizer(spec.tokenizer))
 

@@ -12,6 +12,7 @@ from nexa_core.config.data import Rows
 from nexa_core.config.model import ModelConfig
 from nexa_core.errors import GateError, UserError
 from nexa_data.encoder import load_tokenizer
+from nexa_models.marks import SpecialIds
 from nexa_models.spec import KINDS_OF_MODEL, ModelSpec, Pretrained, needs_token_ids
 from nexa_models.table import MODELS, build_model
 from nexa_models.vocabulary import special_ids, vocabulary_size
@@ -49,6 +50,14 @@ class PackedPretrained(Settings):
     files: dict[str, str]
 
 
+class PackedMarks(Settings):
+    """What `model.json` says of the marks of a tokenizer that was loaded: see `nexa_models.marks.SpecialIds`."""
+
+    padding: Id
+    begin: Id | None
+    end: Id
+
+
 class PackedModel(Settings):
     """`model.json`: a model's spec without its tokenizer, and the rows that its dataset was made of."""
 
@@ -59,6 +68,7 @@ class PackedModel(Settings):
     rows: Rows
     """The columns that the source had, so that `predict` takes rows like those of its maker."""
     pretrained: PackedPretrained | None = None
+    marks: PackedMarks | None = None
 
     def mistakes(self, *, has_tokenizer: bool) -> list[str]:
         """What in it contradicts itself."""
@@ -74,6 +84,8 @@ class PackedModel(Settings):
             "a cnn reads rows of three axes": name != "cnn" or num_axes == 3,
             f"{TOKENIZER} is there when the model reads tokens": needs_token_ids(model) == has_tokenizer,
             "`pretrained` is there when the model has a path": ("path" in model) == (self.pretrained is not None),
+            "`marks` are there for a tokenizer of a model without a path": self.marks is None
+            or (has_tokenizer and self.pretrained is None),
             "adapters are merged when they are packed": model.get("lora") is None,
         }
         return [mistake for mistake, is_fine in holds.items() if not is_fine]
@@ -93,9 +105,12 @@ def read_packed(folder: Path) -> tuple[ModelSpec, Rows]:
     if mistakes := packed.mistakes(has_tokenizer=TOKENIZER in names):
         raise GateError(f"{MODEL}: {mistakes[0]}")
     pretrained = None if packed.pretrained is None else Pretrained(**packed.pretrained.resolved())
-    tokenizer = _read_tokenizer(folder / TOKENIZER, is_own=pretrained is None) if TOKENIZER in names else None
+    marks = None if packed.marks is None else SpecialIds(**packed.marks.resolved())
+    tokenizer = (
+        _read_tokenizer(folder / TOKENIZER, is_own=pretrained is None, marks=marks) if TOKENIZER in names else None
+    )
     model = packed.model.resolved()
-    spec = ModelSpec(model, packed.kind, packed.labels, packed.feature_shape, tokenizer, pretrained)
+    spec = ModelSpec(model, packed.kind, packed.labels, packed.feature_shape, tokenizer, pretrained, marks)
     if pretrained is not None:
         _check_ids(spec, pretrained)
     return spec, packed.rows
@@ -199,16 +214,18 @@ def _check_ids(spec: ModelSpec, pretrained: Pretrained) -> None:
         raise GateError(f"{MODEL}: there are token ids above those that its {num_embedded} embeddings are of")
 
 
-def _read_tokenizer(path: Path, *, is_own: bool) -> str:
-    """The tokenizer's JSON; one of a dataset's own also has its special tokens and no gaps."""
+def _read_tokenizer(path: Path, *, is_own: bool, marks: SpecialIds | None) -> str:
+    """The tokenizer's JSON; one of a dataset's own also has its special tokens, or `marks`, and no gaps."""
     try:
         text = path.read_text(encoding="utf-8")
         tokenizer = load_tokenizer(text)
-        if is_own:
+        if is_own and marks is None:
             special_ids(tokenizer)
     except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception for a malformed file
         raise GateError(f"{path.name}: {error}") from None
     vocabulary = tokenizer.get_vocab()
     if is_own and max(vocabulary.values()) >= len(vocabulary):
         raise GateError(f"{path.name}: its token ids have gaps")
+    if marks is not None and max(marks.padding, marks.begin or 0, marks.end) >= len(vocabulary):
+        raise GateError(f"{MODEL}: its marks are none of the {len(vocabulary)} token ids")
     return text

@@ -24,6 +24,7 @@ from nexa_ops.forecast.place import Place, choose_place
 from nexa_ops.forecast.rows import RowCounts, count_rows
 from nexa_ops.forecast.trace import Traced, trace
 from nexa_train.distributed.health import Check
+from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import arrange, count_microbatches, encode_split, encode_training, ensure_dataset, make_plan
 from nexa_train.order import Plan
@@ -176,7 +177,7 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
     spec = describe_model(config.model, dataset)
     load_what_training_loads(spec, config)
     splits = tuple(dict.fromkeys(("train", "val", config.evaluation.split)))
-    encoded = {"train": encode_training(dataset, spec)}
+    encoded = {"train": encode_training(dataset, spec, World())}
     encoded |= {split: encode_split(dataset, split, spec) for split in splits[1:]}
     most_rows = -(-training.batch_size // num_microbatches)
     data = arrange(encoded["train"], spec, training, num_rows=most_rows)

@@ -89,7 +89,7 @@ def make_job(
         if is_sharded(source):
             check_files(source, read_about(source), share=world.rank, num_shares=world.size)
     most_rows = -(-training.batch_size // num_microbatches)
-    train_data = arrange(encode_training(dataset, spec), spec, training, num_rows=most_rows)
+    train_data = arrange(encode_training(dataset, spec, world), spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
     sharded = training.distributed.strategy == "fsdp" and not world.is_alone
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
@@ -225,11 +225,15 @@ def encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
     return encoded
 
 
-def encode_training(dataset: Dataset, spec: ModelSpec) -> Encoded:
-    """The training rows: encoded now, or mapped where that was done when they were prepared."""
+def encode_training(dataset: Dataset, spec: ModelSpec, world: World) -> Encoded:
+    """The training rows: encoded now, or mapped where that was done when they were prepared.
+
+    What is mapped is much, and its digests are held once on each machine, by its processes together; none trains before all
+    have met.
+    """
     if dataset.sequence_tokens is None:
         return encode_split(dataset, "train", spec)
-    rows = TokenRows.of(dataset, spec)
+    rows = TokenRows.of(dataset, spec, share=world.local_rank, num_shares=world.local_size)
     logger.info("%s train: %s", dataset.key, rows.note)
     return rows
 

@@ -40,6 +40,11 @@ DATASETS: dict[str, dict[str, Any]] = {
         "rows": {"name": "pairs", "completion": "text"},
         "output": {"name": "pretrain", "rows_per_shard": 10, "val": 0.2, "test": 0.2},
     },
+    "sequences": {
+        "rows": {"name": "pairs", "completion": "text"},
+        "output": {"name": "pretrain", "rows_per_shard": 10, "val": 0.2, "test": 0.2, "sequence_tokens": 16},
+        "tokenizer": {"vocab_size": 260},
+    },
     "teacher_inputs": {"rows": {"name": "pairs", "prompt": "text"}, "output": {"name": "teacher_inputs"}},
 }
 
@@ -115,12 +120,26 @@ def test_a_reader_gets_every_row(tmp_path: Path, name: str) -> None:
     dataset = make(tmp_path, name)
     reader = Reader(croissant_path(dataset.layout, dataset.manifest))
     splits = {"teacher_inputs"} if name == "teacher_inputs" else {"train", "val", "test"}
-    assert set(reader.record_sets) - {"splits", "labels"} == splits
+    assert set(reader.record_sets) - {"splits", "labels", "sequences"} == splits
     for split in splits:
         rows = dataset.read_split(split).to_pylist()
         told = {} if name == "teacher_inputs" else {"split": split}
         assert [bare(record) for record in reader.records(split)] == [{**told, **row} for row in rows]
         assert rows
+
+
+def test_a_reader_gets_every_sequence_and_the_tokenizer(tmp_path: Path) -> None:
+    dataset = make(tmp_path, "sequences")
+    reader = Reader(croissant_path(dataset.layout, dataset.manifest))
+    rows = [row for shard in dataset.sequence_shards() for row in parquet.read_table(shard.path).to_pylist()]
+    assert len(dataset.sequence_shards()) > 1
+    assert [bare(record) for record in reader.records("sequences")] == rows
+    fields = {field["name"]: field for field in reader.record_sets["sequences"]["field"]}
+    assert (fields["tokens"]["dataType"], fields["tokens"]["isArray"]) == ("sc:Integer", True)
+    assert "16 in each sequence" in fields["tokens"]["description"]
+    digest_of = {each.get("contentUrl"): each.get("sha256") for each in reader.document["distribution"]}
+    for record in (dataset.manifest["tokenizer"], *dataset.sequence_records.values()):
+        assert digest_of["/".join(Path(record["path"]).parts[-2:])] == record["sha256"]
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nexa_core.paths import Layout
+from nexa_data import tokenise
 from nexa_data.datasets import Dataset, find_dataset
 from nexa_data.overview.images import picture
 from nexa_data.overview.page import make_page
@@ -26,7 +27,9 @@ from nexa_data.overview.sampling import MAX_GROUPS, MAX_ROWS_OF_GROUP, read_grou
 from nexa_data.overview.scores import read_scores
 from nexa_data.overview.statistics import count_words, measure
 from nexa_data.overview.tally import Tally, log_edges
+from nexa_data.overview.token_counts import count_tokens
 from nexa_data.places import overview_path
+from nexa_data.sequences import TokenSequences
 from nexa_data.validation import validate
 from scripts.data_commands import app
 from tests.test_croissant import DATASETS, make
@@ -205,6 +208,44 @@ def test_lengths_are_those_of_the_rows(tmp_path: Path) -> None:
     assert (chars.count, chars.mean) == (len(said), pytest.approx(np.mean([len(each) for each in said])))
     assert found.turns["val"].quantile(0.5) == 2
     assert found.num_measured == dataset.num_rows
+
+
+def test_token_sequences_are_counted(tmp_path: Path) -> None:
+    dataset = make(tmp_path, "sequences")
+    tokens = [token for shard in dataset.sequence_shards() for token in TokenSequences([shard], width=16).blocks()]
+    ends = np.flatnonzero(np.concatenate(tokens) == dataset.sequence_marks[1])
+    counts = count_tokens(dataset, is_sample=False)
+    assert counts is not None
+    sizes = [sum(map(len, TokenSequences([shard], width=16).blocks())) for shard in dataset.sequence_shards()]
+    rows = [-(-size // 16) for size in sizes]
+    assert (counts.num_tokens, counts.num_sequences, counts.num_documents) == (sum(sizes), sum(rows), len(ends))
+    assert counts.num_short == sum(size % 16 > 0 for size in sizes) > 0
+    assert counts.padding == pytest.approx(sum(-size % 16 for size in sizes) / sum(rows) / 16)
+    expected = np.diff(ends, prepend=-1)
+    assert (counts.lengths.count, counts.lengths.mean) == (len(expected), pytest.approx(expected.mean()))
+    assert [counts.lengths.quantile(share) for share in (0, 1)] == [expected.min(), expected.max()]
+    page = page_of(dataset)
+    assert f"tokens {sum(sizes):,} sequences {sum(rows):,} of 16 documents {len(ends)}" in page.text
+    assert f"padding {counts.padding:.1%}" in page.text
+    for record in (dataset.manifest["tokenizer"], *dataset.sequence_records.values()):
+        assert record["sha256"] in page.text
+    sample = count_tokens(dataset, is_sample=True)
+    assert sample is not None
+    assert sample.num_documents > sample.lengths.count > 0
+    assert f"{sample.lengths.count} of {len(ends)} rows measured" in page_of(dataset, is_sample=True).text
+
+
+def test_documents_that_reach_over_row_groups_are_counted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = count_tokens(make(tmp_path / "whole", "sequences"), is_sample=False)
+    monkeypatch.setattr(tokenise, "GROUP_ROWS", 1)
+    dataset = make(tmp_path / "cut", "sequences")
+    assert max(len(shard.offsets) for shard in dataset.sequence_shards()) > 1
+    cut = count_tokens(dataset, is_sample=False)
+    assert whole is not None
+    assert cut is not None
+    assert [cut.lengths.quantile(n / 50) for n in range(51)] == [whole.lengths.quantile(n / 50) for n in range(51)]
 
 
 def test_a_sample_says_that_it_is_one(tmp_path: Path) -> None:

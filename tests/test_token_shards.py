@@ -22,7 +22,7 @@ from nexa_core import digests
 from nexa_core.config import DataConfig
 from nexa_core.config.data import LEAST_MEMORY_BYTES, DatasetConfig
 from nexa_core.config.load import load_config
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.paths import Layout
 from nexa_data import tokenise
 from nexa_data.data_analysis.query_data import DataQuery
@@ -31,7 +31,7 @@ from nexa_data.difference import compare
 from nexa_data.encoder import load_tokenizer
 from nexa_data.engines import Means
 from nexa_data.prepare import prepare_dataset
-from nexa_data.sequences import TokenSequences, find_tokens
+from nexa_data.sequences import TokenSequences, find_tokens, read_target_counts, write_target_counts
 from nexa_data.tokenise import Encoded
 from nexa_data.validation import validate
 from nexa_models.encoding import encode
@@ -208,7 +208,11 @@ def test_however_the_documents_come_the_row_groups_are_the_same(
 # Nothing stale, nothing half
 
 
-@pytest.mark.parametrize("means", [Means(), Means(memory_limit_bytes=LEAST_MEMORY_BYTES)], ids=["all cores", "one"])
+@pytest.mark.parametrize(
+    "means",
+    [Means(), Means(memory_limit_bytes=LEAST_MEMORY_BYTES), Means(engine="ray")],
+    ids=["all cores", "one", "ray"],
+)
 def test_processes_beside_give_the_bytes_of_one(
     lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, means: Means
 ) -> None:
@@ -220,7 +224,7 @@ def test_processes_beside_give_the_bytes_of_one(
 
 
 # Six renames come before: of the shards' documents, which wait under another name first, and what is held out.
-@pytest.mark.parametrize("kill_at", [8, 12, 13, 14])
+@pytest.mark.parametrize("kill_at", [8, 12, 13, 14, 15])
 def test_killed_at_any_write_it_ends_with_the_same_bytes(tmp_path: Path, pristine: Path, kill_at: int) -> None:
     write_documents(tmp_path)
     config = {"datasets": [dataset_settings()]}
@@ -254,6 +258,88 @@ def test_sequences_of_another_length_replace_documents_and_shards_that_are_left_
     assert DataQuery(lab.root).get_pretrain_dataset("001").columns.tolist() == ["row_id", "completion", "extra_json"]
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of documents that are encoded, as that happens."""
+    names: list[str] = []
+    encode = tokenise._encode_group
+
+    def told(task: tokenise.Task, **means: Any) -> Encoded:
+        names.append(task[0].name)
+        return encode(task, **means)
+
+    monkeypatch.setattr(tokenise, "_encode_group", told)
+    return names
+
+
+@pytest.fixture
+def loaded(lab: Layout) -> Layout:
+    """A laboratory whose tokenizer does not change with the documents."""
+    shutil.copy(lab.absolute(opened(lab).manifest["tokenizer"]["path"]), lab.root / "tokenizer.json")
+    make(lab.root, tokenizer=LOADED, replace=True)
+    return lab
+
+
+LOADED = {"path": "tokenizer.json"}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_only_shards_whose_documents_changed_are_encoded_anew(
+    loaded: Layout, tmp_path: Path, encoded: list[str], version: str
+) -> None:
+    write_documents(loaded.root, count=90)
+    dataset = make(loaded.root, tokenizer=LOADED, version=version, replace=True)
+    assert set(encoded) == {f"docs_{version}_{shard}.parquet" for shard in dataset.training_splits[2:]}
+    assert validate(dataset).holds, validate(dataset).as_text()
+    other = tmp_path / "other"
+    write_documents(other, count=90)
+    shutil.copy(loaded.root / "tokenizer.json", other)
+    make(other, tokenizer=LOADED, version=version)
+    assert digests_below(loaded.root) == digests_below(other)
+
+
+@pytest.mark.parametrize("what", ["width", "marks", "code", "libraries", "tokenizer"])
+def test_shards_that_were_made_otherwise_are_encoded_anew(loaded: Layout, encoded: list[str], what: str) -> None:
+    tokenizer, width = LOADED, WIDTH
+    path = opened(loaded).manifest_path
+    manifest = json.loads(path.read_text())
+    if what == "width":
+        width = 32
+    elif what == "marks":
+        tokenizer = {**LOADED, "end": "<|pad|>"}
+    elif what == "tokenizer":
+        value = json.loads((loaded.root / "tokenizer.json").read_text())
+        value["model"]["merges"] = value["model"]["merges"][:10]
+        (loaded.root / "tokenizer.json").write_text(json.dumps(value))
+    else:
+        manifest[what] = "0" * 64 if what == "code" else {**manifest[what], "tokenizers": "0.0.1"}
+        path.write_text(json.dumps(manifest))
+    write_documents(loaded.root, count=90)
+    dataset = make(loaded.root, tokenizer=tokenizer, width=width, replace=True)
+    assert len(set(encoded)) == len(dataset.training_splits)
+
+
+def test_a_damaged_shard_does_not_serve_again(loaded: Layout, encoded: list[str]) -> None:
+    path = opened(loaded).sequence_shards()[0].path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    dataset = make(loaded.root, tokenizer=LOADED)
+    assert set(encoded) == {"docs_v1_001.parquet"}
+    assert validate(dataset).holds
+
+
+@pytest.mark.parametrize("kill_at", [24, 26, 28])
+def test_killed_while_shards_serve_again_what_stood_comes_back(loaded: Layout, kill_at: int) -> None:
+    before = digests_below(loaded.root)
+    raw = loaded.root / "data" / "raw" / "documents.jsonl"
+    documents = raw.read_bytes()
+    write_documents(loaded.root, count=90)
+    config = {"datasets": [dataset_settings(tokenizer=LOADED)]}
+    assert run_prepare(loaded.root, config, kill_at=kill_at, replace=True) == -signal.SIGKILL
+    raw.write_bytes(documents)
+    assert run_prepare(loaded.root, config) == 0
+    assert digests_below(loaded.root) == before
+
+
 def test_another_tokenizer_in_the_same_file_is_another_dataset(lab: Layout) -> None:
     path = lab.root / "tokenizer.json"
     shutil.copy(lab.absolute(opened(lab).manifest["tokenizer"]["path"]), path)
@@ -281,6 +367,10 @@ def test_another_tokenizer_in_the_same_file_is_another_dataset(lab: Layout) -> N
         ({"path": "tokenizer.json", "end": "<|eo|>"}, r"tokenizer.end: .* no token '<\|eo\|>'.*<\|eos\|>"),
         ({"path": "tokenizer.json", "end": "a"}, r"tokenizer.end: .* 'a' out of mere text"),
         ({"path": "tokenizer.json", "begin": "a"}, r"tokenizer.begin: .* 'a' out of mere text"),
+        (
+            {"path": "tokenizer.json", "begin": "<|eos|>"},
+            r"begin '<\|eos\|>' and tokenizer.end '<\|eos\|>' are the same id, 2.*Set `begin: null`.*: <\|pad\|>, <\|bos\|>\.$",
+        ),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_replaced(
@@ -297,10 +387,6 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_replaced(
     ("lines", "says"),
     [
         ("output: {name: pretrain, sequence_tokens: 8}", r"data.yaml:5: .*sequence_tokens.* need a `tokenizer:`"),
-        (
-            "output: {name: pretrain}\n    tokenizer: {path: a, end: b}",
-            r"data.yaml:6: .*tokenizer.end: only token sequences",
-        ),
         ("output: {name: pretrain}\n    tokenizer: {end: b}", r"data.yaml:6: 'datasets.0.tokenizer.path' is missing"),
         ("output: {name: pretrain}\n    tokenizer: {path: a, vocab_size: 300}", r"Unknown key .*vocab_size"),
     ],
@@ -326,7 +412,7 @@ def test_a_shard_is_a_table_of_sequences(lab: Layout) -> None:
 
 def test_the_croissant_file_leads_to_the_documents_of_the_shards(lab: Layout) -> None:
     (path,) = lab.processed.rglob("*croissant*.json")
-    (shards,) = [each for each in json.loads(path.read_text())["distribution"] if each["@type"] == "cr:FileSet"]
+    (shards,) = [each for each in json.loads(path.read_text())["distribution"] if each["@id"] == "shards"]
     found = {path.name for path in (lab.processed / "training").glob(shards["includes"])}
     assert found == {opened(lab).split_path(shard).name for shard in opened(lab).training_splits}
 
@@ -340,6 +426,9 @@ def test_validation_holds_the_sequences_against_documents_and_tokenizer(lab: Lay
             pyarrow.array([[7] * len(each) for each in table["tokens"].to_pylist()], table.schema[0].type),
         ),
         "other documents": lambda table: table.slice(1),
+        "other numbers of targets": lambda table: table.set_column(
+            4, table.schema.field(4), pyarrow.array([1] * len(table), pyarrow.int32())
+        ),
         "ids do not lie": lambda table: table,
     }.items():
         write_shard_anew(lab, change, keep_offsets=name == "ids do not lie")
@@ -348,7 +437,29 @@ def test_validation_holds_the_sequences_against_documents_and_tokenizer(lab: Lay
         assert name in found.as_text()
 
 
-def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool) -> None:
+@pytest.mark.parametrize("group_rows", [3, 10_000])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tokens: [*tokens[:-2], 7 if tokens[-2] != 7 else 8, tokens[-1]], "001: document {} has other ids"),
+        (lambda tokens: tokens[:-1], "001: the last document does not end"),
+    ],
+)
+def test_validation_looks_at_the_last_document_of_a_shard(lab: Layout, change: Any, says: str, group_rows: int) -> None:
+    write_shard_anew(lab, lambda table: table, keep_offsets=False, group_rows=group_rows)
+    assert validate(opened(lab)).holds, validate(opened(lab)).as_text()
+
+    def changed(table: pyarrow.Table) -> pyarrow.Table:
+        *tokens, last = table["tokens"].to_pylist()
+        assert len(last) > 2
+        return table.set_column(0, table.schema.field(0), pyarrow.array([*tokens, change(last)], table.schema[0].type))
+
+    write_shard_anew(lab, changed, keep_offsets=False, group_rows=group_rows)
+    text = validate(opened(lab)).as_text()
+    assert text.count(says.format(opened(lab).read_split("001")["row_id"][-1].as_py())) == 1
+
+
+def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool, group_rows: int = 10_000) -> None:
     """Put another table in a shard's place, with a manifest that knows no better."""
     dataset = opened(lab)
     path = dataset.sequence_shards()[0].path
@@ -356,13 +467,31 @@ def write_shard_anew(lab: Layout, change: Any, *, keep_offsets: bool) -> None:
     manifest = json.loads(dataset.manifest_path.read_text())
     record = manifest["sequences"]["shards"]["001"]
     parquet.write_table(
-        table, path, compression="zstd" if keep_offsets else "none", use_dictionary=False, data_page_size=2**30
+        table,
+        path,
+        row_group_size=group_rows,
+        compression="zstd" if keep_offsets else "none",
+        use_dictionary=False,
+        data_page_size=2**30,
     )
     if not keep_offsets:
         record["offsets"] = [{"byte": at, "rows": rows} for at, rows in find_tokens(path)]
         record["tokens"] = len(table["tokens"].combine_chunks().flatten())
     record |= {"bytes": path.stat().st_size, "sha256": digests.of_file(path)}
     dataset.manifest_path.write_text(json.dumps(manifest))
+
+
+def test_validation_counts_the_targets_of_each_token(lab: Layout) -> None:
+    dataset = opened(lab)
+    path = dataset.target_counts()
+    assert path is not None
+    counts = read_target_counts(path)
+    counts[5] += 1
+    write_target_counts(path, counts)
+    manifest = json.loads(dataset.manifest_path.read_text())
+    manifest["sequences"]["targets"] |= {"bytes": path.stat().st_size, "sha256": digests.of_file(path)}
+    dataset.manifest_path.write_text(json.dumps(manifest))
+    assert "the token 5 is to be predicted more or less often" in validate(opened(lab)).as_text()
 
 
 def test_versions_are_compared_by_their_documents(lab: Layout) -> None:
@@ -400,6 +529,7 @@ def test_each_token_of_a_document_but_its_first_is_learned_once(tmp_path: Path, 
     assert learned.tolist() == sorted(documents.targets.tolist())
     assert sum(rows.target_counts_N) == len(learned)
     assert rows.count_targets(400).tolist() == np.bincount(learned, minlength=400).tolist()
+    assert replace(rows, counts_path=None).count_targets(400).tolist() == rows.count_targets(400).tolist()
     assert rows.begun_N.sum() == len(dataset.read_split("train"))
     for batch, part in zip(batches, np.array_split(np.arange(len(rows)), 5), strict=True):
         assert batch.num_tokens == rows.token_counts_N[part].sum()
@@ -423,6 +553,61 @@ def test_in_long_sequences_the_loss_is_that_of_the_documents_one_by_one(tmp_path
     together = loss(rows.batch(np.arange(len(rows))))
     alone = sum(loss(documents.batch(np.array([row]))) for row in range(len(documents)))
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_targets_that_prepare_counted_are_not_counted_again(lab: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TokenRows.of(opened(lab), describe_model(config_of().model, opened(lab)))
+    monkeypatch.delattr(TokenSequences, "blocks")
+    assert rows.count_targets(400).sum() == rows.target_counts_N.sum()
+    path = opened(lab).target_counts()
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"target_counts/docs_v1.parquet has other bytes"):
+        TokenRows.of(opened(lab), describe_model(config_of().model, opened(lab)))
+
+
+def test_a_dataset_of_before_targets_were_counted_trains_to_the_same_bytes(
+    lab: Layout, uninterrupted: dict[str, bytes]
+) -> None:
+    path = opened(lab).manifest_path
+    manifest = json.loads(path.read_text())
+    del manifest["sequences"]["targets"]
+    path.write_text(json.dumps(manifest))
+    assert files_of(run(config_of(**RUN), layout=lab).run.path) == uninterrupted
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_the_processes_of_a_machine_hold_the_digests_together(lab: Layout, damaged: int) -> None:
+    paths = [shard.path for shard in opened(lab).sequence_shards()]
+    whole = paths[damaged].read_bytes()
+    paths[damaged].write_bytes(whole[:-1] + b"?")
+    found = 0
+    for share in range(2):
+        try:
+            opened(lab).sequence_shards(share=share, num_shares=2)
+        except UserError:
+            found += 1
+    assert found == 1
+    paths[damaged].write_bytes(whole[:-1])
+    for share in range(2):
+        with pytest.raises(UserError, match=r"bytes instead of"):
+            opened(lab).sequence_shards(share=share, num_shares=2)
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+@pytest.mark.parametrize("place", ["tokens", "end"])
+def test_two_processes_do_not_train_on_a_damaged_shard_whichever_of_them_sees_it(
+    lab: Layout, capfd: pytest.CaptureFixture[str], damaged: int, place: str
+) -> None:
+    shard = opened(lab).sequence_shards()[damaged]
+    data = bytearray(shard.path.read_bytes())
+    data[shard.offsets[0][0] + 4 if place == "tokens" else -1] ^= 1
+    shard.path.write_bytes(data)
+    training = {**RUN["training"], "distributed": {"world_size": 2}}
+    with pytest.raises(NexaError, match=r"ended with exit code [24]"):  # of its data, or of the process that saw it
+        run(config_of(training=training), layout=lab)
+    assert f"pretrain/00{damaged + 1}.parquet has other bytes" in capfd.readouterr().err
+    assert not list(lab.runs.rglob("lineage.json"))
 
 
 RUN = {"training": {"epochs": 3, "checkpoints": {"every_steps": 3}}}

@@ -240,9 +240,10 @@ class LoadedTokenizer(Settings):
     path: str
     """Its tokenizer.json, below the laboratory's root or absolute. Another content of it is another dataset."""
     begin: str | None = "<|bos|>"
-    """The token in front of each document of token sequences; null for none."""
+    """The token in front of each document of token sequences, and of each text that a model made from sizes reads; null for
+    none. Without token sequences and this setting it may have another usual name, such as `<s>` or `<|begin_of_text|>`."""
     end: str = "<|eos|>"
-    """The token behind each document of token sequences."""
+    """The token behind them; likewise `</s>`, `<|endoftext|>` and such."""
 
 
 TokenizerConfig = Annotated[
@@ -332,9 +333,6 @@ class DatasetConfig(Settings):
                 ("output", "sequence_tokens"),
                 "token sequences need a `tokenizer:`, trained here or loaded from a file",
             )
-        if isinstance(self.tokenizer, LoadedTokenizer) and getattr(self.output, "sequence_tokens", None) is None:
-            for name in sorted(self.tokenizer.model_fields_set & {"begin", "end"}):
-                yield ("tokenizer", name), "only token sequences (`output.sequence_tokens`) are marked with it"
 
 
 class DataConfig(Settings):

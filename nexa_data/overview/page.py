@@ -6,7 +6,7 @@ of a text instead of obeying it. The page's own policy lets nothing run and noth
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from nexa_data.overview.plots import bar, length_plot, limits_of, score_plot, sh
 from nexa_data.overview.scores import Scores, read_scores
 from nexa_data.overview.statistics import Lengths, Pixels, Statistics, measure, split_paths
 from nexa_data.overview.tally import Tally, log_edges
+from nexa_data.overview.token_counts import TokenCounts, count_tokens
 from nexa_data.places import overview_path
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "greatest": 1.0}
@@ -63,7 +64,9 @@ def make_page(dataset: Dataset, *, is_sample: bool) -> str:
         steps=_steps(manifest),
         num_read=manifest["steps"][0]["rows_in"],
         splits=_splits(dataset, rows),
+        tokens=_tokens(count_tokens(dataset, is_sample=is_sample)),
         files=_files(dataset),
+        num_bytes=sum(record["bytes"] for record in _records(dataset)),
         num_files=NUM_FILES,
         measured=found.num_measured,
         labels=_labels(found, rows),
@@ -131,9 +134,17 @@ def _splits(dataset: Dataset, rows: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def _files(dataset: Dataset) -> list[dict[str, Any]]:
     return [
-        {**record, "name": "/".join(PurePosixPath(record["path"]).parts[-2:])}
-        for record in dataset.manifest["splits"].values()
+        {"rows": None, **record, "name": "/".join(PurePosixPath(record["path"]).parts[-2:])}
+        for record in _records(dataset)
     ]
+
+
+def _records(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
+    """The manifest's record of each file that training reads: rows, token sequences, the tokenizer."""
+    yield from dataset.manifest["splits"].values()
+    yield from dataset.sequence_records.values()
+    if dataset.manifest["tokenizer"] is not None:
+        yield dataset.manifest["tokenizer"]
 
 
 def _labels(found: Statistics, rows: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -161,6 +172,16 @@ def _labels(found: Statistics, rows: Mapping[str, int]) -> list[dict[str, Any]]:
 def _lengths(each: Lengths) -> dict[str, Any]:
     plots = [_length_plot(each.column, each.chars, "characters"), _length_plot(each.column, each.words, "words")]
     return {"name": each.column, "plots": plots}
+
+
+def _tokens(counts: TokenCounts | None) -> dict[str, Any] | None:
+    if counts is None:
+        return None
+    return {
+        "counts": counts,
+        "short": counts.num_short / counts.num_sequences,
+        "lengths": _length_plot("documents", {"train": counts.lengths}, "tokens"),
+    }
 
 
 def _turns(found: Statistics) -> dict[str, Any] | None:
