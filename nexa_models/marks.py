@@ -39,9 +39,11 @@ def find_marks(dataset: Dataset, tokenizer_json: str) -> SpecialIds | None:
     if "path" not in settings:
         return None
     tokenizer = load_tokenizer(tokenizer_json)
-    if max(tokenizer.get_vocab().values()) >= tokenizer.get_vocab_size():
+    num_tokens, highest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values())
+    if highest >= num_tokens:
         raise UserError(
-            f"The ids of {dataset.key}'s tokenizer have gaps; a model that is made from sizes embeds none. Mend it."
+            f"The tokenizer of {dataset.key} has {num_tokens} tokens and ids up to {highest}; a model made from sizes embeds one "
+            "id for each token. Number them without gaps, or have one trained here (`tokenizer: {vocab_size: 4096}`)."
         )
     if dataset.sequence_tokens is not None:
         begin, end = dataset.sequence_marks

@@ -116,6 +116,18 @@ def test_marks_that_cannot_be_known_are_asked_for(tmp_path: Path, special: list[
         describe_model(config_of().model, dataset)
 
 
+def test_a_tokenizer_whose_ids_have_gaps_is_refused(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    write_tokenizer(tmp_path, ["</s>"])
+    value = json.loads((tmp_path / "own.json").read_text())
+    last = max(value["model"]["vocab"], key=lambda token: value["model"]["vocab"][token])
+    value["model"]["vocab"][last] += 10
+    (tmp_path / "own.json").write_text(json.dumps(value))
+    dataset = make(tmp_path, width=None, tokenizer={"path": "own.json"})
+    with pytest.raises(UserError, match=r"tokens and ids up to \d+.*without gaps"):
+        describe_model(config_of().model, dataset)
+
+
 def test_a_mark_that_the_tokenizer_lacks_is_refused_when_it_is_prepared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer.end: the tokenizer has no token '<z>'.*<x>"):
         dataset_with(tmp_path, ["<x>"], end="<z>")
