@@ -83,15 +83,15 @@ def compare(texts: list[str], given: argparse.Namespace, folder: Path) -> None:
                     [each.ids for each in encoded]
             seconds[name].append(time.perf_counter() - began)
         began = time.perf_counter()
-        (record,) = make_shards(
+        (written,) = make_shards(
             [(documents, shard)], tokenizer_path, marks, width=WIDTH, num_processes=os.cpu_count() or 1
         )
         seconds["ours"].append(time.perf_counter() - began)
         print(
             f"round {number + 1}: {', '.join(f'{name} {each[-1]:.2f} s' for name, each in seconds.items())}", flush=True
         )
-    num_tokens = record["tokens"] - 2 * len(texts)
-    check_ids(texts, tokenizer, marks, TokenSequences([Shard.of(shard, record)], width=WIDTH))
+    num_tokens = written.facts["tokens"] - 2 * len(texts)
+    check_ids(texts, tokenizer, marks, TokenSequences([Shard.of(shard, written.facts)], width=WIDTH))
     wide = sum(not text.isascii() for text in texts) / len(texts)
     print(f"\n{len(texts):,} documents, {wide:.0%} of them not ASCII, {num_tokens:,} tokens; every id is the same\n")
     print("| contestant | million tokens/s | range | to encode_batch_fast |\n| --- | ---: | ---: | ---: |")
