@@ -837,6 +837,32 @@ def test_the_door_takes_credentials_from_env_local_and_prints_the_result(
     assert read(tmp_path / "data" / "raw") == FILES
 
 
+@pytest.mark.parametrize(
+    ("change", "is_asked"),
+    [({}, False), ({"AWS_DEFAULT_REGION": ""}, True), ({"AWS_PROFILE": "lab"}, True)],
+)
+def test_the_aws_chain_is_asked_where_the_environment_does_not_say_all(
+    bucket: TestBucket, tmp_path: Path, change: dict[str, str], is_asked: bool
+) -> None:
+    source = tmp_path / "small"
+    source.mkdir()
+    (source / "one").write_text("1")
+    (tmp_path / "config").write_text("[profile lab]\nregion = us-east-1\n")
+    environment = {**bucket.storage.environment, "AWS_CONFIG_FILE": str(tmp_path / "config"), **change}
+    program = (
+        "import sys; from nexa_core.storage.sync import sync; "
+        f"print(sync({str(source)!r}, {bucket.url!r}).plan.num_unchanged, 'botocore' in sys.modules)"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    clean["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    for unchanged in (0, 1):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env={**clean, **environment}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.split()[:1]) == (0, [str(unchanged)]), done.stderr
+    assert done.stdout.split()[1] == str(is_asked)
+
+
 def test_credentials_come_from_a_profile_as_well(source: Path, bucket: TestBucket, tmp_path: Path) -> None:
     keys = bucket.storage.environment
     (tmp_path / "credentials").write_text(

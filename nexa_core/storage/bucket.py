@@ -127,6 +127,7 @@ class Bucket:
     def write(self, key: str, source: Place, entry: Entry, *, replaces: Entry | None, lanes: int, moved: Moved) -> None:
         condition = replaces.version if replaces else None
         if entry.size_bytes > PART_BYTES:
+            self._clients.begin_whole()
             sha256 = digest(source, entry)
             upload = multipart.Upload(
                 self._clients.whole,

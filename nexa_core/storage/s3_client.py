@@ -1,9 +1,12 @@
 """Connections to a bucket: obstore for its speed, botocore for the AWS credential chain and what obstore cannot say."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexa_core.errors import NexaError, UserError
 from nexa_core.redact import redact
@@ -17,29 +20,71 @@ MAX_CONNECTIONS = 128
 TRIES = 5
 SECONDS_TO_CONNECT = 10
 SECONDS_OF_SILENCE = 60
+URL = re.compile(r"https?://[^/]")
+NO_PREFIX = "nexa-sync/is-the-bucket-there"
+"""Of no key: a listing of it costs a storage nothing."""
 NO_CREDENTIALS = (
     "No AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the shell or in .env.local, "
     "or AWS_PROFILE to a profile of ~/.aws; `aws configure list` shows what is found."
 )
 
 
-@dataclass(frozen=True)
 class Clients:
-    """Two clients of one bucket with the same credentials, region and endpoint."""
+    """Two clients of one bucket with the same credentials, region and endpoint.
 
-    fast: "S3Store"
-    whole: Any
-    """botocore's client: multipart uploads with conditions, keys that obstore cannot name."""
-    endpoint: str
+    botocore takes longer to import than many a sync, so it is only asked for what obstore cannot say.
+    """
+
+    def __init__(self, fast: "S3Store", endpoint: str, make_whole: Callable[[], Any]):
+        self.fast, self.endpoint = fast, endpoint
+        self._make_whole, self._lock = make_whole, threading.Lock()
+        self._whole: Any = None
+
+    @property
+    def whole(self) -> Any:
+        """botocore's client: multipart uploads with conditions, keys that obstore cannot name."""
+        with self._lock:
+            if self._whole is None:
+                self._whole = self._make_whole()
+            return self._whole
+
+    def begin_whole(self) -> None:
+        """Have it made beside other work; who asks for it is told what went wrong."""
+
+        def make() -> None:
+            with contextlib.suppress(Exception):
+                _ = self.whole
+
+        threading.Thread(target=make, daemon=True).start()
 
 
-def connect(bucket: str, endpoint: str | None) -> Clients:
+def connect(bucket: str, endpoint: str | None, environment: Mapping[str, str] = os.environ) -> Clients:
     """Find credentials, region and endpoint as the AWS tools do, and see that the bucket is there.
 
     Raises:
         UserError: there are no credentials, or they are refused, or there is no such bucket.
         NexaError: the endpoint does not answer.
     """
+    return _by_environment(bucket, endpoint, environment) or _by_session(bucket, endpoint)
+
+
+def _by_environment(bucket: str, endpoint: str | None, environment: Mapping[str, str]) -> Clients | None:
+    """Clients made of what the environment says, without botocore, which would take the same; None where it does not say all."""
+    given = endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    key, secret, region = (environment.get(name) for name in names)
+    elsewhere = {"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"} & environment.keys()
+    if not (given and URL.match(given) and key and secret and region) or elsewhere:
+        return None
+    said = _Said(key, secret, environment.get("AWS_SESSION_TOKEN"))
+    try:
+        next(iter(_obstore_client(bucket, said, region, given, tries=0).list(NO_PREFIX)), None)
+    except Exception:  # noqa: BLE001 -- botocore tells it better
+        return None
+    return Clients(_obstore_client(bucket, said, region, given), given, lambda: _by_session(bucket, endpoint).whole)
+
+
+def _by_session(bucket: str, endpoint: str | None) -> Clients:
     import botocore.session
     from botocore.exceptions import BotoCoreError
 
@@ -57,7 +102,7 @@ def connect(bucket: str, endpoint: str | None) -> Clients:
         if home != region:
             client = _botocore_client(session, home, endpoint)
         fast = _obstore_client(bucket, credentials, home, client.meta.endpoint_url)
-    return Clients(fast, client, client.meta.endpoint_url)
+    return Clients(fast, client.meta.endpoint_url, lambda: client)
 
 
 def _botocore_client(session: Any, region: str, endpoint: str | None) -> Any:
@@ -83,7 +128,7 @@ def _botocore_client(session: Any, region: str, endpoint: str | None) -> Any:
         raise UserError(f"{error}. An endpoint is a URL like https://storage.example.com") from None
 
 
-def _obstore_client(bucket: str, credentials: Any, region: str, endpoint: str) -> "S3Store":
+def _obstore_client(bucket: str, credentials: Any, region: str, endpoint: str, *, tries: int = TRIES) -> "S3Store":
     from datetime import timedelta
 
     from obstore.store import S3Store
@@ -102,8 +147,19 @@ def _obstore_client(bucket: str, credentials: Any, region: str, endpoint: str) -
             "read_timeout": timedelta(seconds=SECONDS_OF_SILENCE),
             "timeout": timedelta(hours=1),  # of a whole request: a slow line is no fault
         },
-        retry_config={"max_retries": TRIES, "retry_timeout": timedelta(minutes=5)},
+        retry_config={"max_retries": tries, "retry_timeout": timedelta(minutes=5)},
     )
+
+
+class _Said(NamedTuple):
+    """Credentials that the environment states."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+
+    def get_frozen_credentials(self) -> "_Said":
+        return self
 
 
 class _Credentials:
@@ -127,26 +183,37 @@ class _Credentials:
 @contextlib.contextmanager
 def errors_told(where: str, endpoint: str) -> Iterator[None]:
     """Turn what a storage says into one line; failed preconditions pass, for the caller knows what they mean."""
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
     from obstore import exceptions
 
     try:
         yield
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise
-    except ClientError as error:
-        if is_precondition(error):
-            raise
-        raise _refusal(where, endpoint, error) from None
-    except NoCredentialsError:
-        raise UserError(NO_CREDENTIALS) from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise UserError(f"{where}: {endpoint} refuses these credentials: {_first_line(error)}") from None
-    except (ConnectionError, HTTPClientError) as error:
-        message = f"{where}: {endpoint} does not answer ({_first_line(error)}). Files synced before are whole"
-        raise NexaError(f"{message}; run the same command again.") from None
-    except (BotoCoreError, exceptions.BaseError) as error:
+    except exceptions.BaseError as error:
         raise NexaError(f"{where}: {_first_line(error)}. Files synced before are whole.") from None
+    except Exception as error:
+        if "botocore" in sys.modules and (told := _botocore_told(where, endpoint, error)):
+            raise told from None
+        raise
+
+
+def _botocore_told(where: str, endpoint: str, error: Exception) -> NexaError | None:
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+
+    match error:
+        case ClientError():
+            return None if is_precondition(error) else _refusal(where, endpoint, error)
+        case NoCredentialsError():
+            return UserError(NO_CREDENTIALS)
+        case ConnectionError() | HTTPClientError():
+            message = f"{where}: {endpoint} does not answer ({_first_line(error)}). Files synced before are whole"
+            return NexaError(f"{message}; run the same command again.")
+        case BotoCoreError():
+            return NexaError(f"{where}: {_first_line(error)}. Files synced before are whole.")
+        case _:
+            return None
 
 
 def is_precondition(error: Exception) -> bool:
