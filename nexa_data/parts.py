@@ -149,7 +149,8 @@ def _make_part(piece: Piece, making: Making, stamp: str, folder: Path) -> Made:
         with collector_paused():
             write_batches(path, make_batches(piece.rows(), making), with_excerpts=not can_reread)
         facts = {"num_lines": piece.num_lines, "digest": digests.quick_of_file(path)}
-        durable.write_json(_facts_of(path), facts)
+        with durable.create(_facts_of(path), flush=False) as file:
+            file.write(durable.json_line(facts))
     return path, int(facts["num_lines"])
 
 
