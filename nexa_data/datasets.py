@@ -95,7 +95,7 @@ class Dataset:
         return [self._checked(self._record(each)) for each in self.splits_of(split)]
 
     def check_file(self, name: str) -> Path:
-        """The path of what lies beside the rows, "scores" or "overlaps", of a dataset that has it.
+        """The path of what lies beside the rows, "scores", "overlaps" or "rejects", of a dataset that has it.
 
         Raises:
             UserError: it is missing or changed.

@@ -69,8 +69,7 @@ def compare(old: Dataset, new: Dataset) -> Difference:
         dataset.require_whole()
     before, after = _ids(old), _ids(new)
     joined = after.join(before, "row_id", join_type="inner", right_suffix="_before")
-    removed = _Rows(old, compute.filter(before["row_id"], compute.invert(_is_in(before, after))))
-    added = _Rows(new, compute.filter(after["row_id"], compute.invert(_is_in(after, before))))
+    removed, added = _Rows(old, ~_is_in(before, after)), _Rows(new, ~_is_in(after, before))
     pairs = _Pairs(removed.inputs, added.inputs)
     return Difference(
         old=old.key,
@@ -178,34 +177,43 @@ def _hash(text: str | None) -> int:
     return xxh3_64_intdigest((text or "").encode("utf-8")) - 2**63
 
 
-def _is_in(rows: pyarrow.Table, others: pyarrow.Table) -> pyarrow.ChunkedArray:
-    return compute.is_in(rows["row_id"], value_set=others["row_id"].combine_chunks())
+def _is_in(rows: pyarrow.Table, others: pyarrow.Table) -> np.ndarray:
+    """For each row whether the others have its id."""
+    found: np.ndarray = compute.is_in(rows["row_id"], value_set=others["row_id"].combine_chunks()).to_numpy()
+    return found
 
 
 class _Rows:
-    """Some rows of a dataset; of each only its hashed input is held."""
+    """Some rows of a dataset; of each only its hashed input is held.
 
-    def __init__(self, dataset: Dataset, row_ids: pyarrow.ChunkedArray):
-        self._dataset, self._row_ids = dataset, row_ids.combine_chunks()
-        self.inputs = np.fromiter((key for key, _ in self._read()), dtype=np.uint64)
+    Args:
+        chosen: for each row of the dataset, in its order, whether it is one of them.
+    """
+
+    def __init__(self, dataset: Dataset, chosen: np.ndarray):
+        self._dataset, self._chosen = dataset, chosen
+        self.inputs = np.fromiter((key for key, _ in self._read(chosen)), dtype=np.uint64)
 
     def of(self, keys: set[int]) -> dict[int, list[_Row]]:
         """Those of some inputs, by their ids."""
+        wanted = self._chosen.copy()
+        wanted[wanted] = np.isin(self.inputs, np.array(sorted(keys), dtype=np.uint64))
         found: dict[int, list[tuple[str, _Row]]] = {key: [] for key in keys}
-        for key, row in self._read():
-            if key in found:
-                found[key].append((row["row_id"], _Row.of(self._dataset.kind, row)))
+        for key, row in self._read(wanted):
+            found[key].append((row["row_id"], _Row.of(self._dataset.kind, row)))
         return {key: [row for _, row in sorted(rows)] for key, rows in found.items()}
 
-    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        if not len(self._row_ids):
-            return
+    def _read(self, chosen: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Goes through the row groups that have rows of these."""
+        before = 0
         for split in self._dataset.num_rows:
             with parquet.ParquetFile(self._dataset.split_path(split), pre_buffer=False) as file:
-                for batch in file.iter_batches():
-                    chosen = batch.filter(compute.is_in(batch["row_id"], value_set=self._row_ids))
-                    for row in chosen.to_pylist():
-                        yield xxh3_64_intdigest(shown_of(self._dataset.kind, row)), row
+                for group in range(file.num_row_groups):
+                    mine = chosen[before : before + file.metadata.row_group(group).num_rows]
+                    before += len(mine)
+                    if mine.any():
+                        for row in file.read_row_group(group).filter(pyarrow.array(mine)).to_pylist():
+                            yield xxh3_64_intdigest(shown_of(self._dataset.kind, row)), row
 
 
 def _clipped(value: object, length: int) -> str:

@@ -174,7 +174,9 @@ def _beginnings(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> dict[Pla
     """What some rows begin with: of those that were left out as the rejects tell it, of the others as the dataset has them."""
     places: dict[Place, str] = {(row["file"], row["line"]): row["row_id"] for row in rows}
     found: dict[Place, str] = {}
-    with dataset.layout.absolute(dataset.manifest["rejects"]["path"]).open(encoding="utf-8") as lines:
+    if not places:
+        return found
+    with dataset.check_file("rejects").open(encoding="utf-8") as lines:
         for listed in map(json.loads, lines):
             if (place := (listed["file"], listed["line"])) in places:
                 found[place] = listed["raw"]

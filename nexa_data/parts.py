@@ -133,7 +133,7 @@ def _make_here(pieces: list[Piece], making: Making) -> Iterator[Part]:
 
 
 def _num_features(pieces: list[Piece], making: Making) -> int | None:
-    found = (batch.num_features for piece in pieces for batch in make_batches(piece.rows(), making))
+    found = (batch.num_features for piece in map(copy, pieces) for batch in make_batches(piece.rows(), making))
     return next(filter(None, found), None)
 
 

@@ -47,7 +47,7 @@ def _group(name: str, group: dict[str, Any]) -> str:
     required = set(group.get("required", []))
     for key, field in group["properties"].items():
         default = "required" if key in required else _default(field.get("default"))
-        meaning = " ".join(field.get("description", "").split())
+        meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
         lines.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 

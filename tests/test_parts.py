@@ -161,3 +161,16 @@ def test_a_line_over_many_pieces_is_looked_through_once(tmp_path: Path, monkeypa
     assert [row.line for row in found] == [1, 1]
     assert found[1].offset == path.stat().st_size - len(b'{"a": 2}')
     assert [len(piece._data or b"") for piece in cut[1:-1]] == [0] * (len(cut) - 2)
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_lines_are_counted_from_the_file_also_where_features_are_looked_at_first(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "raw" / "rows.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [json.dumps({"x": [number, 1.5], "label": "a"}) for number in range(900)]
+    for bad in (300, 800):
+        lines[bad - 1] = "not JSON"
+    path.write_text("\n".join(lines) + "\n")
+    make(tmp_path, rows={"name": "features", "features": "x", "label": "label"})
+    rejected = (tmp_path / "data/processed/training/rejects/news_v1.jsonl").read_text().splitlines()
+    assert [json.loads(row)["line"] for row in rejected] == [300, 800]

@@ -177,6 +177,11 @@ def test_limits_are_tried_on_the_scores_that_are_kept(tmp_path: Path) -> None:
     ]
     assert as_made.stages[2].examples[0].text == '{"text": "too short", "label": "a"}'
     (tmp_path / "data" / "raw" / "rows.jsonl").unlink()  # nothing is read again
+    dataset.layout.absolute(dataset.manifest["rejects"]["path"]).rename(tmp_path / "rejects")
+    assert show_funnel(dataset, num_examples=0).stages[2].rows_out == 4
+    with pytest.raises(UserError, match="rejects"):
+        show_funnel(dataset)
+    (tmp_path / "rejects").rename(dataset.layout.absolute(dataset.manifest["rejects"]["path"]))
     overrides = ["quality.0.min_words=2", "quality.2.max_words=20"]
     tried = {stage.name: stage.rows_out for stage in show_funnel(dataset, overrides=overrides).stages}
     assert tried == {"read": 6, "normalise": 6, "length 1": 6, "private": 5, "length 2": 2, "deduplicate": 2}
@@ -231,15 +236,26 @@ def test_masked_data_is_seen_by_nobody(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "more", [{"by": "a.b@example.org"}, {"by": [{"a.b@example.org": 1}]}, {"card": 4111111111111111}]
+    "more", [{"by": "a.b@example.org"}, {"by": [{"a.b@example.org": 1}]}, {"card": "no. 4111111111111111"}]
 )
 def test_private_data_in_other_columns_leaves_a_row_out(tmp_path: Path, more: dict[str, Any]) -> None:
     path = tmp_path / "data" / "raw" / "rows.jsonl"
     path.parent.mkdir(parents=True)
-    rows = [{"text": GOOD, "label": "a", "score": 0.4111111111111111}, {"text": GOOD, "label": "b", **more}]
+    rows = [
+        {"text": GOOD, "label": "a", "score": 0.4111111111111111, "id": 4111111111111111},
+        {"text": GOOD, "label": "b", **more},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = prepare_dataset(config({"name": "private"}), Layout(tmp_path))
     assert (prepared.num_rows["train"], prepared.num_rejected) == (1, 1)
+
+
+def test_what_masking_cannot_blank_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "raw" / "rows.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = [{"text": f"{GOOD} {number}", "label": "a", "id": -4111111111111111} for number in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepare_dataset(config({"name": "private", "action": "mask"}), Layout(tmp_path)).num_rejected == 0
 
 
 def test_masking_leaves_everything_else_as_it_is() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -657,6 +658,20 @@ def test_empty_files_do_not_have_the_bucket_listed_again(
     assert read(tmp_path / "back") == read(source)
 
 
+def test_who_may_list_and_not_read_can_plan(
+    bucket: TestBucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(source, {"_SUCCESS": b""})
+    sync(str(source), bucket.url)
+
+    def refuse(self: Bucket, name: str) -> None:
+        raise ClientError({"Error": {"Code": "403"}}, "HeadObject")
+
+    monkeypatch.setattr(Bucket, "_size_of", refuse)
+    planned = sync(bucket.url, str(tmp_path / "back"), dry_run=True)
+    assert {copy.entry.key for copy in planned.plan.copies} == set(read(source))
+
+
 def test_symbolic_links_are_refused(source: Path, other: str, tmp_path: Path) -> None:
     (source / "link").symlink_to(tmp_path)
     (source / "b" / "second").symlink_to(source / "a.csv")
@@ -881,6 +896,9 @@ def test_credentials_come_from_a_profile_as_well(source: Path, bucket: TestBucke
         ({"AWS_ACCESS_KEY_ID": ""}, "No AWS credentials were found. Set AWS_ACCESS_KEY_ID"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
         ({"AWS_ENDPOINT_URL": "nonsense"}, "Invalid endpoint: nonsense. An endpoint is a URL like https"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:99999"}, "99999"),
+        ({"AWS_ENDPOINT_URL": "http://host:port"}, "http://host:port"),
+        ({"AWS_ENDPOINT_URL": "http://["}, "An endpoint is a URL like https"),
         ({"AWS_PROFILE": "nobody"}, "The AWS settings cannot be used: The config profile (nobody) could not be found"),
     ],
 )
@@ -892,6 +910,7 @@ def test_a_storage_that_says_no_is_told_in_one_line_without_secrets(
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert "panicked" not in done.stderr
     assert not any(secret in done.stdout + done.stderr for secret in (SECRET_KEY, "wrong-and-secret"))
 
 

@@ -140,7 +140,8 @@ class FormatStep(StepSettings):
 class PrivateStep(StepSettings):
     """Personal data and secrets: rows that have them are left out, or have them blanked before anything else sees them.
 
-    All columns of a row are looked at, unless `of` names one side.
+    All columns of a row are looked at, unless `of` names one side. Numbers alone in other columns leave no row out, for
+    a tenth of long ids pass as cards; with `mask` they are blanked.
     """
 
     name: Literal["private"]

@@ -204,7 +204,7 @@ class Bucket:
 
         Nor does it ask for encoded names: a storage writes U+FFFD for the characters that XML has no place for. And it
         shows the marker `raw/` of a folder as an empty `raw`, so each empty object is asked for by its name, unless
-        there are so many that a whole second listing takes less time.
+        there are so many that a whole second listing takes less time, or the user may list them and not read them.
         """
         from obstore.exceptions import InvalidPathError
 
@@ -215,14 +215,19 @@ class Bucket:
                 listed(len(found))
         except (InvalidPathError, ValueError):
             return None
+        cut = len(self._prefix)
         empty = [meta["path"] for meta in found if meta["size"] == 0]
         is_long = len(empty) > ASKED_A_PAGE * -(-len(found) // KEYS_A_PAGE)
         if is_long or any("\ufffd" in meta["path"] for meta in found):
             return None
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            sizes = pool.map(self._size_of, empty)
+        if empty:
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                try:
+                    sizes = list(pool.map(self._size_of, empty))
+                except self._clients.whole.exceptions.ClientError:
+                    return None
             markers = {path for path, size_bytes in zip(empty, sizes, strict=True) if size_bytes != 0}
-        cut, found = len(self._prefix), [meta for meta in found if meta["size"] or meta["path"] not in markers]
+            found = [meta for meta in found if meta["size"] or meta["path"] not in markers]
         return [Entry(meta["path"][cut:], meta["size"], meta["e_tag"] or "") for meta in found]
 
     def _list_whole(self, listed: Listed) -> list[Entry]:

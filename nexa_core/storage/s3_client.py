@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from nexa_core.errors import NexaError, UserError
 from nexa_core.redact import redact
@@ -20,7 +21,9 @@ MAX_CONNECTIONS = 128
 TRIES = 5
 SECONDS_TO_CONNECT = 10
 SECONDS_OF_SILENCE = 60
-URL = re.compile(r"https?://[^/]")
+URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[\w./~-]*)?", re.ASCII)
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+"""What obstore takes without a panic, and a bucket may be called."""
 NO_PREFIX = "nexa-sync/is-the-bucket-there"
 """Of no key: a listing of it costs a storage nothing."""
 NO_CREDENTIALS = (
@@ -74,7 +77,7 @@ def _by_environment(bucket: str, endpoint: str | None, environment: Mapping[str,
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     key, secret, region = (environment.get(name) for name in names)
     elsewhere = {"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"} & environment.keys()
-    if not (given and URL.match(given) and key and secret and region) or elsewhere:
+    if not (given and _is_url(given) and BUCKET.fullmatch(bucket) and key and secret and region) or elsewhere:
         return None
     said = _Said(key, secret, environment.get("AWS_SESSION_TOKEN"))
     try:
@@ -82,6 +85,13 @@ def _by_environment(bucket: str, endpoint: str | None, environment: Mapping[str,
     except Exception:  # noqa: BLE001 -- botocore tells it better
         return None
     return Clients(_obstore_client(bucket, said, region, given), given, lambda: _by_session(bucket, endpoint).whole)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return URL.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:  # a port that there is not
+        return False
 
 
 def _by_session(bucket: str, endpoint: str | None) -> Clients:

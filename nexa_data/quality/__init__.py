@@ -77,8 +77,8 @@ def open_step(settings: QualityStep) -> Step:
 
 
 def look_of(kind: str, settings: QualityStep) -> Callable[[Mapping[str, Any]], str]:
-    """What a step looks at of a canonical row of that kind; private data is looked for in all columns."""
-    if isinstance(settings, PrivateStep) and settings.of == "all":
+    """What a step looks at of a canonical row of that kind; for private data that is not blanked before, all columns."""
+    if isinstance(settings, PrivateStep) and settings.of == "all" and settings.action == "reject":
         from nexa_data.quality.private import all_texts  # which is made of what is here
 
         return all_texts

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from nexa_core.errors import UserError
-from nexa_data.sources.raw import UNREADABLE, BadRow, RawRow, Row
+from nexa_data.sources.raw import BadRow, RawRow, Row
 from nexa_data.sources.streams import UnreadableError
 
 BATCH_ROWS = 1024
@@ -30,7 +30,7 @@ class RowGroup:
 
 
 def read_parquet(path: Path, file: str) -> Iterator[Row]:
-    """A row for each of the file's rows, numbered from 1, with values as plain Python objects; one for each damaged row group.
+    """A row for each of the file's rows, numbered from 1, with values as plain Python objects.
 
     Raises:
         UserError: a column name stands twice in the schema.
@@ -58,7 +58,7 @@ def row_groups(path: Path) -> list[RowGroup]:
 
 
 def read_row_groups(path: Path, file: str, first: int, groups: Sequence[RowGroup]) -> Iterator[Row]:
-    """The rows of groups that follow each other, numbered from 1; one bad row for the rest of each damaged group.
+    """The rows of groups that follow each other, numbered from 1; bad ones for the rest of each damaged group.
 
     Args:
         first: which of the file's groups the first one is.
@@ -76,10 +76,13 @@ def read_row_groups(path: Path, file: str, first: int, groups: Sequence[RowGroup
                 for batch in opened.iter_batches(batch_size=BATCH_ROWS, row_groups=[index], use_threads=False):
                     for values in _rows_of(batch):
                         number += 1
-                        yield RawRow(file, number - before, values)
+                        if isinstance(values, str):
+                            yield BadRow(file, number - before, "not UTF-8", detail=values)
+                        else:
+                            yield RawRow(file, number - before, values)
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                lost = f"rows {number + 1} to {group.first_row + group.num_rows} are lost"
-                yield BadRow(file, None, UNREADABLE, detail=f"{lost}: {_what(error)}")
+                for lost in range(number + 1, group.first_row + group.num_rows + 1):
+                    yield BadRow(file, lost - before, "damaged row group", detail=_what(error))
 
 
 def footer(path: Path) -> bytes:
@@ -105,18 +108,30 @@ def _what(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
-    """The rows as Python objects; values for which Python has none, such as dates beyond the year 9999, as text."""
+def _rows_of(batch: pyarrow.RecordBatch) -> Sequence[dict[str, Any] | str]:
+    """The rows as Python objects, or what is wrong with one; values for which Python has none, such as late dates, as text."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
         return rows
     except (OverflowError, ValueError):
-        return [{name: _plain(batch[name][row]) for name in batch.schema.names} for row in range(batch.num_rows)]
+        return [_row_of(batch, row) for row in range(batch.num_rows)]
+
+
+def _row_of(batch: pyarrow.RecordBatch, row: int) -> dict[str, Any] | str:
+    values = {}
+    for name in batch.schema.names:
+        try:
+            values[name] = _plain(batch[name][row])
+        except UnicodeDecodeError as error:
+            return f"byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of column '{name}'"
+    return values
 
 
 def _plain(value: pyarrow.Scalar) -> Any:
     try:
         return value.as_py()
+    except UnicodeDecodeError:
+        raise
     except (OverflowError, ValueError):
         try:
             return value.cast(pyarrow.string()).as_py()
