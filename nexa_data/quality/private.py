@@ -35,8 +35,19 @@ SECRET = re.compile(
     | -----BEGIN[ ](?:[A-Z]+[ ])*PRIVATE[ ]KEY-----(?:.|\n)*?(?:-----END[ ](?:[A-Z]+[ ])*PRIVATE[ ]KEY-----|\Z)
     """
 )
+SECRET_MARKS = (
+    *("AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    *("xox", "sk-", "hf_", "AIza", "eyJ", "PRIVATE KEY"),
+)
 DIGITS = re.compile(r"(?<!\w)\d++(?:[ .-]\d++)*+(?!\w)")
-CARD_GROUPS = ((4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 6, 5), (4, 6, 4), *((length,) for length in range(13, 20)))
+FEWEST_CARD_DIGITS = 13
+CARD_GROUPS = (
+    (4, 4, 4, 4),
+    (4, 4, 4, 4, 3),
+    (4, 6, 5),
+    (4, 6, 4),
+    *((length,) for length in range(FEWEST_CARD_DIGITS, 20)),
+)
 """How the digits of a card are written."""
 IBAN = re.compile(r"(?i)(?<![a-z0-9])([a-z]{2})\d{2}(?: ?[a-z0-9]){11,30}")
 IBAN_LENGTHS = {
@@ -126,13 +137,21 @@ def _masked_mapping(value: Mapping[Any, Any], mask: Callable[[Any], Any]) -> dic
     return found
 
 
-def _spans(pattern: re.Pattern[str]) -> Callable[[str], Iterator[Span]]:
-    return lambda text: (match.span() for match in pattern.finditer(text))
+def _spans(pattern: re.Pattern[str], marks: tuple[str, ...] = ("",)) -> Callable[[str], Iterator[Span]]:
+    """What a pattern finds, which has one of the marks in it; to look for those first takes a fraction of the time."""
+
+    def find(text: str) -> Iterator[Span]:
+        if any(mark in text for mark in marks):
+            yield from (match.span() for match in pattern.finditer(text))
+
+    return find
 
 
 def _cards(text: str) -> Iterator[Span]:
     """Groups of digits as cards have them, beginning with 2 to 6, whose check digit agrees; others may stand beside them."""
     for run in DIGITS.finditer(text):
+        if run.end() - run.start() < FEWEST_CARD_DIGITS:
+            continue
         groups = [match.span() for match in re.finditer(r"\d+", run.group())]
         sizes = [end - begin for begin, end in groups]
         at = 0
@@ -167,11 +186,11 @@ def _ibans(text: str) -> Iterator[Span]:
 
 
 FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
-    "email": _spans(EMAIL),
+    "email": _spans(EMAIL, ("@",)),
     "ip_address": _spans(IP_ADDRESS),
     "card": _cards,
     "iban": _ibans,
-    "secret": _spans(SECRET),
+    "secret": _spans(SECRET, SECRET_MARKS),
     "phone": _spans(PHONE),
 }
 """In the order in which they are blanked: phone numbers last, because card numbers look like them."""
