@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from nexa_core import digests, durable
 from nexa_core.errors import NexaError, UserError
+from nexa_core.lookup import did_you_mean
 from nexa_core.storage.digest_cache import DigestCache
 from nexa_core.storage.place import (
     DOWNLOAD,
@@ -81,8 +82,11 @@ class Folder:
 
     def require_there(self) -> None:
         if not self.root.exists():
+            beside = self.root.parent
+            names = [each.name for each in beside.iterdir() if each.is_dir()] if beside.is_dir() else []
             raise UserError(
-                f"{self.url} does not exist, so there is nothing to copy. Name a folder, or s3://bucket/prefix"
+                f"{self.url} does not exist, so there is nothing to copy.{did_you_mean(self.root.name, names)} "
+                "Name a folder, or s3://bucket/prefix"
             )
 
     def stated_digest(self, entry: Entry) -> str | None:
