@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from nexa_core.progress import Progress
 
-SECONDS_BETWEEN_UPDATES = 1.0  # each looks at every file that is not done, which the threads wait for
+SECONDS_BETWEEN_UPDATES = 1.0
 
 Item = TypeVar("Item")
 
@@ -42,8 +43,20 @@ def in_parallel(
     work: Callable[[Item], None], items: Sequence[Item], num_threads: int, meter: Meter, progress: Progress
 ) -> None:
     """Do them all; after a failure nothing new is begun, and the first failure is raised."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        coming: set[Future[None]] = {pool.submit(work, item) for item in items}
+    waiting = deque(items)
+
+    def work_off() -> None:
+        while True:
+            try:
+                item = waiting.popleft()
+            except IndexError:
+                return
+            work(item)
+
+    num_threads = min(num_threads, len(items))
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        # A future for each item would have to be waited for one by one, which takes half of a sync of small files.
+        coming = {pool.submit(work_off) for _ in range(num_threads)}
         try:
             while coming:
                 done, coming = wait(coming, timeout=SECONDS_BETWEEN_UPDATES, return_when=FIRST_EXCEPTION)
@@ -51,4 +64,4 @@ def in_parallel(
                 for future in done:
                     future.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            waiting.clear()
