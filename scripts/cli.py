@@ -366,7 +366,9 @@ def sync(
     endpoint: Annotated[
         str | None, typer.Option(help="URL of an S3-compatible storage. [default: AWS_ENDPOINT_URL, or AWS]")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Files, or parts of large ones, at once.", min=1, max=128)] = 16,
+    concurrency: Annotated[
+        int, typer.Option(help="Files at once; of large ones half as many parts.", min=1, max=128)
+    ] = 32,
     as_json: Json = False,
 ) -> None:
     """Pull or push files; they are compared by size and sha256, and none is ever there in part.

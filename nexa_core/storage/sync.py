@@ -20,7 +20,9 @@ from nexa_core.storage.plan import Copy, Filter, Plan, make_plan
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CONCURRENCY = 16
+DEFAULT_CONCURRENCY = 32
+FILES_FOR_A_PART = 2
+"""Small files that move at the same time for each part of a large one: waiting takes most of their time."""
 LARGE_AT_ONCE = 4
 """Files in parts that move at the same time; the lanes are shared among them, which bounds the memory."""
 SCHEMES = ("s3", "file")
@@ -148,7 +150,7 @@ def _apply(plan: Plan, origin: Place, target: Place, *, concurrency: int) -> Non
     meter = Meter(len(plan.copies))
     small = [copy for copy in plan.copies if copy.entry.size_bytes <= PART_BYTES]
     large = [copy for copy in plan.copies if copy.entry.size_bytes > PART_BYTES]
-    lanes = max(1, concurrency // max(1, min(LARGE_AT_ONCE, len(large))))
+    lanes = max(1, concurrency // FILES_FOR_A_PART // max(1, min(LARGE_AT_ONCE, len(large))))
 
     def copy_one(copy: Copy, *, lanes: int) -> None:
         key = copy.entry.key
