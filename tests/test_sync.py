@@ -14,17 +14,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from botocore.auth import S3SigV4Auth
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nexa_core import digests, durable
+from nexa_core import durable
 from nexa_core.errors import NexaError, UserError
-from nexa_core.storage import multipart, s3_client
 from nexa_core.storage.bucket import Bucket
 from nexa_core.storage.folder import Folder
 from nexa_core.storage.place import PART_BYTES, Conflict, Corrupt, Entry, is_unfinished
@@ -436,7 +433,7 @@ def test_what_an_interrupted_download_left_is_not_trusted(bucket: TestBucket, so
 
 
 def test_an_interrupted_upload_adds_the_parts_that_are_missing(bucket: TestBucket, source: Path) -> None:
-    with pieces_read(READ, fail_at=2 * PART_BYTES, reading=2), pytest.raises(RuntimeError):
+    with pieces_read(READ, fail_at=2 * PART_BYTES), pytest.raises(RuntimeError):
         sync(str(source), bucket.url, concurrency=1)
     assert bucket.uploads() == ["large"]
     assert "large" not in bucket.objects()
@@ -448,7 +445,7 @@ def test_an_interrupted_upload_adds_the_parts_that_are_missing(bucket: TestBucke
 
 
 def test_an_upload_that_was_begun_with_other_bytes_is_aborted(bucket: TestBucket, source: Path) -> None:
-    with pieces_read(READ, fail_at=2 * PART_BYTES, reading=2), pytest.raises(RuntimeError):
+    with pieces_read(READ, fail_at=2 * PART_BYTES), pytest.raises(RuntimeError):
         sync(str(source), bucket.url, concurrency=1)
     (source / "large").write_bytes(large(3))
     sync(str(source), bucket.url)
@@ -456,59 +453,15 @@ def test_an_upload_that_was_begun_with_other_bytes_is_aborted(bucket: TestBucket
     assert bucket.uploads() == []
 
 
-def test_parts_are_signed_with_the_digests_that_were_found_when_the_file_was_hashed(
-    bucket: TestBucket, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signed: list[str] = []
-    make_client = s3_client._botocore_client
-
-    def make_watched(*given: object) -> object:
-        client = make_client(*given)
-        client.meta.events.register(
-            "before-send.s3.UploadPart",
-            lambda request, **_: signed.append(bytes(request.headers["X-Amz-Content-SHA256"]).decode()),
-        )
-        return client
-
-    hash_payload = S3SigV4Auth.payload
-
-    def refuse_parts(auth: S3SigV4Auth, request: Any) -> str:
-        assert "partNumber" not in request.url, "hashed once more"
-        return str(hash_payload(auth, request))
-
-    monkeypatch.setattr(s3_client, "_botocore_client", make_watched)
-    monkeypatch.setattr(S3SigV4Auth, "payload", refuse_parts)
-    sync(str(source), bucket.url)
-    parts = [FILES["large"][at : at + PART_BYTES] for at in range(0, LARGE, PART_BYTES)]
-    assert sorted(signed) == sorted(map(digests.of_bytes, parts))
-
-
-def test_a_file_and_its_parts_are_hashed_in_one_reading(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multipart, "MAX_PARTS", 2)  # parts of several pieces
-    place = Folder(source, cache=tmp_path)
-    whole, parts = multipart.hash_with_parts(place, place.entries(lambda key: key == "large")["large"], lanes=2)
-    data, part_bytes = FILES["large"], multipart.part_size(len(FILES["large"]))
-    assert whole == digests.of_bytes(data)
-    assert parts == [digests.of_bytes(data[at : at + part_bytes]) for at in range(0, len(data), part_bytes)]
-    assert len(parts) == 2
-
-
 @contextlib.contextmanager
-def pieces_read(
-    where: tuple[type, str], *, fail_at: int | None = None, reading: int = 1
-) -> Iterator[dict[str, list[int]]]:
-    """The starts of all pieces that are read, by key; the one at `fail_at` fails when it is read that often.
-
-    What is uploaded is read twice: to hash it and to send it.
-    """
+def pieces_read(where: tuple[type, str], *, fail_at: int | None = None) -> Iterator[dict[str, list[int]]]:
+    """The starts of all pieces that are read, by key; reading the one at `fail_at` fails."""
     owner, method = where
     read_piece, starts = getattr(owner, method), {}
 
     def read_or_fail(self: object, entry: Entry, start: int, *rest: int) -> object:
         starts.setdefault(entry.key, []).append(start)
-        if start == fail_at and starts[entry.key].count(start) == reading:
+        if start == fail_at:
             raise RuntimeError("the line is cut")
         return read_piece(self, entry, start, *rest)
 

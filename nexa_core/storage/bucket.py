@@ -25,6 +25,7 @@ from nexa_core.storage.place import (
     Moved,
     Piece,
     Place,
+    digest,
     printable,
     refuse_keys,
     untold,
@@ -127,10 +128,7 @@ class Bucket:
         condition = replaces.version if replaces else None
         if entry.size_bytes > PART_BYTES:
             self._clients.begin_whole()
-            sha256, part_digests = source.stated_digest(entry), None
-            if sha256 is None:
-                sha256, part_digests = multipart.hash_with_parts(source, entry, lanes=lanes)
-                source.digests.learn(entry, sha256)
+            sha256 = digest(source, entry)
             upload = multipart.Upload(
                 self._clients.whole,
                 self._name,
@@ -140,7 +138,7 @@ class Bucket:
                 cache=self._cache,
             )
             with self._conditional(key, sha256, entry.size_bytes) as written:
-                written.version = upload.run(source, entry, lanes=lanes, moved=moved, part_digests=part_digests)
+                written.version = upload.run(source, entry, lanes=lanes, moved=moved)
         else:
             piece = source.read(entry, 0, entry.size_bytes)
             sha256 = digests.of_bytes(piece.data)

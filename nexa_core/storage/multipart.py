@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nexa_core import durable
-from nexa_core.storage.place import PART_BYTES, Corrupt, Entry, Moved, Place, read_ahead, where
-from nexa_core.storage.s3_client import DIGEST_NAME, PART_DIGEST, error_code
+from nexa_core.storage.place import PART_BYTES, Corrupt, Entry, Moved, Place, where
+from nexa_core.storage.s3_client import DIGEST_NAME, error_code
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +34,8 @@ class Upload:
         place = f"{client.meta.endpoint_url}/{bucket}/{key}"
         self._memory_path = cache / f"upload_{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
 
-    def run(
-        self, source: Place, entry: Entry, *, lanes: int, moved: Moved, part_digests: Sequence[str] | None = None
-    ) -> str:
+    def run(self, source: Place, entry: Entry, *, lanes: int, moved: Moved) -> str:
         """Upload what is missing and give the object its name; returns its ETag.
-
-        Args:
-            part_digests: what `hash_with_parts` has found, where it was asked.
 
         Raises:
             Corrupt: the source's bytes have another digest than it states.
@@ -58,9 +52,7 @@ class Upload:
                 piece = source.read(entry, start, stop)
                 if piece.stated_sha256 is not None:  # and not computed from the bytes
                     check.add(index, piece.data)
-                body: dict[str, Any] = {"PartNumber": index + 1, "Body": piece.data}
-                if part_digests:
-                    body[PART_DIGEST] = part_digests[index]
+                body = {"PartNumber": index + 1, "Body": piece.data}
                 tag = self._client.upload_part(**self._at, UploadId=upload_id, **body)["ETag"]
             moved(stop - start)
             return {"PartNumber": index + 1, "ETag": tag}
@@ -149,25 +141,6 @@ class _InOrder:
 
     def hexdigest(self) -> str:
         return self._hashed.hexdigest()
-
-
-def hash_with_parts(source: Place, entry: Entry, *, lanes: int) -> tuple[str, list[str]]:
-    """The SHA-256 of a file and of each of its parts, read once and hashed in two threads.
-
-    Raises:
-        Conflict: it is another file by now.
-    """
-    part_bytes = part_size(entry.size_bytes)
-    whole, parts, at = hashlib.sha256(), [], 0
-    with ThreadPoolExecutor(1) as beside:
-        for piece in read_ahead(source, entry, start=0, lanes=lanes):
-            hashed = beside.submit(whole.update, piece.data)
-            if at % part_bytes == 0:
-                parts.append(hashlib.sha256())
-            parts[-1].update(piece.data)
-            at += len(piece.data)
-            hashed.result()
-    return whole.hexdigest(), [part.hexdigest() for part in parts]
 
 
 def part_size(size_bytes: int) -> int:

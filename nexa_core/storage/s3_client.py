@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 DIGEST_NAME = "sha256"
 """The metadata of an object that states the digest of its bytes."""
-PART_DIGEST = "NexaSha256"
-"""The argument of `upload_part` that states the digest of its bytes, in hexadecimal digits."""
-BY_KNOWN_DIGEST = "nexa-s3v4"
 MAX_CONNECTIONS = 128
 TRIES = 5
 SECONDS_TO_CONNECT = 10
@@ -122,7 +119,7 @@ def _botocore_client(session: Any, region: str, endpoint: str | None) -> Any:
     from botocore.config import Config
 
     try:
-        client = session.create_client(
+        return session.create_client(
             "s3",
             region_name=region,
             endpoint_url=endpoint,
@@ -139,27 +136,6 @@ def _botocore_client(session: Any, region: str, endpoint: str | None) -> Any:
         )
     except ValueError as error:  # the message names the URL, which may come from the environment or a profile
         raise UserError(f"{error}. An endpoint is a URL like https://storage.example.com") from None
-    _sign_parts_by_known_digest(client)
-    return client
-
-
-def _sign_parts_by_known_digest(client: Any) -> None:
-    """Let `upload_part` take `PART_DIGEST`, with which the request is signed; botocore would hash the bytes once more.
-
-    S3 compares it with what arrives, so that a file that changes after it was hashed is refused.
-    """
-    from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
-
-    class ByKnownDigest(S3SigV4Auth):
-        def payload(self, request: Any) -> str:
-            return str(request.context.get(PART_DIGEST) or super().payload(request))
-
-    def remember(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        context[PART_DIGEST] = params.pop(PART_DIGEST, None)
-
-    AUTH_TYPE_MAPS[BY_KNOWN_DIGEST] = ByKnownDigest
-    client.meta.events.register("before-parameter-build.s3.UploadPart", remember)
-    client.meta.events.register("choose-signer.s3.UploadPart", lambda **_: BY_KNOWN_DIGEST)
 
 
 def _obstore_client(bucket: str, credentials: Any, region: str, endpoint: str, *, tries: int = TRIES) -> "S3Store":
