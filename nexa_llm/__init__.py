@@ -1,0 +1,1 @@
+"""Asking a language model: safely, at a pace, within a budget, and never twice."""

@@ -1,0 +1,21 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path, typer.Option("--config", help="YAML file of settings.")]
+OptionalConfig = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override", help="Change one setting, e.g. training.optimizer.lr=0.0001. Repeatable.", metavar="KEY=VALUE"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+CheckpointPath = Annotated[Path, typer.Option("--checkpoint", help="A checkpoint_*.pt file.")]
+Tarball = Annotated[Path, typer.Argument(help="A package made by `nexa package`.")]
+Trust = Annotated[
+    str | None, typer.Option(help="Import and run this model code of the package's maker.", metavar="MODULE:NAME")
+]

@@ -1,0 +1,128 @@
+"""What comes of a run: its scores, its verdict, its package, its place among others."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexa_core.command import show
+from scripts.options import CheckpointPath, Json, OptionalConfig, Overrides, Tarball, Trust
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointPath,
+    config: OptionalConfig = None,
+    override: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint: every metric with its 95% interval.
+
+    Example: nexa evaluate --config configs/default.yaml --checkpoint artifacts/checkpoints/checkpoint_epoch0.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_eval.evaluate import evaluate as evaluate_checkpoint
+
+    layout = Layout.from_environment()
+    result = evaluate_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [])
+    show(result.metrics, result.as_text(layout), as_json)
+
+
+@app.command()
+def judge(
+    checkpoint: CheckpointPath,
+    config: OptionalConfig = None,
+    override: Overrides = None,
+    rubric: Annotated[str | None, typer.Option(help="A rubric's name, or a YAML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint and hold it against a rubric; exit code 3 when a gate fails.
+
+    Example: nexa judge --checkpoint artifacts/checkpoints/best.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_eval.judge import judge as judge_checkpoint
+
+    layout = Layout.from_environment()
+    verdict = judge_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [], rubric=rubric)
+    show(verdict.as_json(), verdict.as_text(layout), as_json)
+    verdict.require_pass()
+
+
+@app.command()
+def package(
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint_*.pt file.")] = None,
+    config: OptionalConfig = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the tarball. [default: artifacts/package]")] = None,
+    verification_rows: Annotated[
+        int, typer.Option(help="Rows of the test split that travel along as proof.", min=1)
+    ] = 256,
+    as_json: Json = False,
+) -> None:
+    """Pack a checkpoint (or the newest run of a config) into one verified tarball.
+
+    Example: nexa package --checkpoint artifacts/checkpoints/best.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.package import package as package_checkpoint
+
+    packed = package_checkpoint(
+        layout=Layout.from_environment(),
+        checkpoint_path=checkpoint,
+        config_path=config,
+        output=output,
+        verification_rows=verification_rows,
+    )
+    show(packed.as_json(), packed.as_text(), as_json)
+
+
+@app.command()
+def verify(tarball: Tarball, trust: Trust = None, as_json: Json = False) -> None:
+    """Check a package in a fresh process: digests, weights, predictions and score; exit code 3 when one differs.
+
+    Example: nexa verify artifacts/package/digits_20260102_030405.tar.gz
+    """
+    from nexa_ops.verify import verify as verify_package
+
+    report = verify_package(tarball, trusted=trust)
+    show(report.as_json(), report.as_text(), as_json)
+    report.require_pass()
+
+
+@app.command()
+def predict(
+    tarball: Tarball,
+    input_path: Annotated[Path, typer.Option("--input", help="Rows to predict, one JSON object a line.")],
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of stdout.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest text a language model writes.", min=1)] = 32,
+    trust: Trust = None,
+) -> None:
+    """Predict rows with a packed model.
+
+    Example: nexa predict artifacts/package/digits_20260102_030405.tar.gz --input rows.jsonl
+    """
+    from nexa_ops.predict import predict_file
+
+    predict_file(
+        tarball, input_path, output_path=output, stdout=sys.stdout, max_new_tokens=max_new_tokens, trusted=trust
+    )
+
+
+@app.command()
+def leaderboard(
+    experiment: Annotated[str | None, typer.Option(help="Only runs of this experiment.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Rank by this metric instead of the main one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the finished runs, each score with its interval, by dataset.
+
+    Example: nexa leaderboard --metric macro_f1
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.leaderboard import make_leaderboard
+
+    board = make_leaderboard(Layout.from_environment(), experiment=experiment, metric=metric)
+    show(board.as_json(), board.as_text(), as_json)

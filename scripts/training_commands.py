@@ -1,0 +1,151 @@
+"""Training a model, here or on a cluster, and what it would take."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexa_core.command import show
+from scripts.options import Config, Json, Overrides
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run of this config.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model and score it on the test split.
+
+    Example: nexa train --config configs/default.yaml --override training.optimizer.lr=0.0001
+    """
+    from nexa_core.config import RunConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_train.distributed.world import read_world
+    from nexa_train.train import run
+
+    settings = load_config(config, RunConfig, overrides=override or [])
+    layout = Layout.from_environment()
+    result = run(settings, layout=layout, config_path=config, resume=resume, resume_from=resume_from)
+    if read_world(os.environ).is_main:
+        show(result.manifest, result.as_text(layout), as_json)
+
+
+@app.command()
+def preflight(
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(help="GPUs of each node, a process for each. [default: as training.device says]", min=0),
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100, to tell the time by.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB of each GPU, or of a node without. [default: this machine's]", min=0)
+    ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option(help="GiB of a node with GPUs, beside theirs. [default: this machine's]", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would be, without training: data, masks, memory, disk, time, cost; exit code 3 when it can't work.
+
+    Example: nexa preflight --config configs/default.yaml
+    """
+    from nexa_core.config import RunConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_ops.preflight import examine
+
+    settings = load_config(config, RunConfig, overrides=override or [])
+    report = examine(
+        settings,
+        Layout.from_environment(),
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        memory_gib=memory,
+        host_memory_gib=host_memory,
+    )
+    show(report.as_json(), report.as_text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), as_json)
+    report.require_pass()
+
+
+@app.command()
+def launch(
+    to: Annotated[str, typer.Option(help="slurm, k8s (Kubeflow Trainer) or sky (SkyPilot).")],
+    config: Config = Path("configs/default.yaml"),
+    override: Overrides = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs of each node, a process for each; 0 for CPUs only. "
+            "[default: a GPU for each process where training.device is cuda, else 0]",
+            min=0,
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(help="Processor cores of each node. [default: 8 for each GPU]", min=1)
+    ] = None,
+    gpu_type: Annotated[str | None, typer.Option(help="The GPU's name, e.g. H100 (slurm, sky).")] = None,
+    time: Annotated[str | None, typer.Option(help="Longest time, e.g. 24:00:00 or 2-00:00:00 (slurm, k8s).")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Container image (k8s, sky). [default for k8s: nexacompute and its version]")
+    ] = None,
+    volume: Annotated[
+        str | None, typer.Option(help="Volume that holds the laboratory (k8s, sky). [default for k8s: nexa-lab]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the scheduler's file here.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make the scheduler's file and submit nothing.")] = False,
+) -> None:
+    """Train on a cluster or cloud: hand the run to its scheduler.
+
+    Example: nexa launch --to slurm --config configs/baseline.yaml --nodes 2 --gpus-per-node 8 --dry-run
+    """
+    from nexa_ops.launch import launch as launch_run
+    from nexa_ops.launchers.plan import Options
+
+    said = launch_run(
+        to,
+        config_path=config,
+        overrides=override or [],
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        options=Options(gpu_type=gpu_type, time=time, image=image, volume=volume),
+        output=output,
+        dry_run=dry_run,
+    )
+    print(said)
+
+
+@app.command()
+def consolidate(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint_*.sharded folder.")],
+    output: Annotated[Path | None, typer.Option(help="The file to write. [default: beside the folder]")] = None,
+) -> None:
+    """Make one checkpoint file of a sharded checkpoint, without a GPU or other processes.
+
+    Example: nexa consolidate --checkpoint artifacts/runs/base/base_20260102_030405/checkpoints/last.sharded
+    """
+    from nexa_models.sharded import consolidate as make_one_file
+
+    print(make_one_file(checkpoint, output))
+
+
+@app.command()
+def tune(
+    config: Config = Path("configs/default.yaml"),
+    max_trials: Annotated[int, typer.Option(help="Number of trials.")] = 5,
+) -> None:
+    """Not in this version: search for better hyperparameters."""
+    from scripts.hyperparameter_search import search
+
+    search(config, max_trials=max_trials)
