@@ -12,7 +12,7 @@ DOWN, UP_SHARE = 0.5, 1 / 16
 
 
 class RateLimit:
-    """Lets `per_minute` units through, evenly, a second's worth of them at once."""
+    """Lets `per_minute` units through, evenly; what the last second left unused may go at once."""
 
     def __init__(self, per_minute: float, clock: Clock):
         self._rate, self._clock = per_minute / 60, clock
