@@ -104,7 +104,7 @@ class Breaker:
         self._row += 1
         if self._row >= max(self.SHORTEST_ROW, self._gate.limit):
             self._gate.limit = 1
-            self._gate.close_until(self._clock() + self._pause)
+            self._gate.close_until(min(self._clock() + self._pause, self._well_at + self._give_up))
             self._pause = min(self._pause * 2, self.LONGEST_PAUSE)
 
     @property
