@@ -25,6 +25,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nexa_core.config import DistillConfig, load_config
 from nexa_core.errors import GateError, NexaError, UserError
 from nexa_core.paths import Layout
+from nexa_data.data_analysis.query_data import DataQuery
+from nexa_data.datasets import find_dataset
+from nexa_data.validation import validate
 from nexa_distill.collect_teacher import Collected, collect
 from nexa_llm.store import Store, store_path
 from tests.simulators import ROOT, simulator
@@ -91,6 +94,17 @@ def test_every_prompt_is_answered_in_order_and_paid_once_whatever_the_server_doe
     assert sum(bill["requests"].values()) > NUM_PROMPTS
     assert ledger_picousd(lab) == bill["picousd"] == done.manifest["ledger"]["picousd"]
     assert sum(row["cost_usd"] for row in rows) == pytest.approx(bill["picousd"] / 1e12, rel=1e-12)
+
+
+def test_the_answers_are_a_dataset_like_others(lab: Path) -> None:
+    with simulator() as server:
+        done = collected(lab, server.base_url)
+    assert validate(find_dataset(Layout(lab), "teacher_outputs_v1")).holds
+    counts = DataQuery(lab).sql("select status, count(*) as n from teacher_outputs_v1 group by status")
+    assert counts.to_dict("records") == [{"status": "answered", "n": NUM_PROMPTS}]
+    table = parquet.read_table(done.place.path)
+    parquet.write_table(table.slice(1), done.place.path)
+    assert not validate(find_dataset(Layout(lab), "teacher_outputs_v1")).holds
 
 
 def test_what_was_asked_before_is_not_asked_again(lab: Path) -> None:
