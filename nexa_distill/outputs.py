@@ -16,6 +16,11 @@ from nexa_llm.prices import as_usd
 ROWS_A_BATCH = 512
 BYTES_OF_A_ROW, BYTES_OF_A_LOGPROB = 400, 8
 
+
+def _list(of: pyarrow.DataType) -> pyarrow.DataType:
+    return pyarrow.list_(pyarrow.field("element", of))  # as Parquet names it
+
+
 FIELDS: tuple[tuple[str, pyarrow.DataType], ...] = (
     ("row_id", pyarrow.string()),
     ("sample_index", pyarrow.int32()),
@@ -33,10 +38,10 @@ FIELDS: tuple[tuple[str, pyarrow.DataType], ...] = (
     ("completion_tokens", pyarrow.int64()),
     ("cost_usd", pyarrow.float64()),
     ("latency_seconds", pyarrow.float64()),
-    ("token_ids", pyarrow.list_(pyarrow.int32())),
-    ("top_ids", pyarrow.list_(pyarrow.list_(pyarrow.int32()))),
-    ("top_logprobs", pyarrow.list_(pyarrow.list_(pyarrow.float32()))),
-    ("tail_mass", pyarrow.list_(pyarrow.float32())),
+    ("token_ids", _list(pyarrow.int32())),
+    ("top_ids", _list(_list(pyarrow.int32()))),
+    ("top_logprobs", _list(_list(pyarrow.float32()))),
+    ("tail_mass", _list(pyarrow.float32())),
     ("tokenizer_sha256", pyarrow.string()),
     ("extra_json", pyarrow.string()),
 )
