@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nexa_core.command import show
-from scripts.options import Json, Overrides
+from scripts.options import Json, Overrides, as_overrides
 
 app = typer.Typer()
 
@@ -36,17 +36,14 @@ def collect_teacher(
     from nexa_core.paths import Layout
     from nexa_distill.collect_teacher import collect, estimate_collection
 
-    given = {
-        "inputs": src,
-        "collect.teacher": teacher,
-        "collect.max_samples": max_samples,
-        "collect.max_cost_usd": max_cost_usd,
-    }
-    flags = [
-        f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
-        for key, value in given.items()
-        if value is not None
-    ]
+    flags = as_overrides(
+        {
+            "inputs": src,
+            "collect.teacher": teacher,
+            "collect.max_samples": max_samples,
+            "collect.max_cost_usd": max_cost_usd,
+        }
+    )
     settings = load_config(config, DistillConfig, overrides=[*(override or []), *flags])
     layout = Layout.from_environment()
     if dry_run:
