@@ -1,1 +1,1 @@
-"""Distillation from a teacher; not in this version, its commands say so."""
+"""Distillation: a teacher's answers collected, filtered and made into a student's training data."""

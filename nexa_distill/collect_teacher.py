@@ -1,6 +1,285 @@
-"""Collecting teacher answers: not in this version; the command says so and exits 2."""
+"""Collecting a teacher's answers: bought once, written in the order of the prompts, the manifest last."""
 
-from nexa_core.command import refuse
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_core import digests, durable
+from nexa_core.config.distill import CollectConfig, DistillConfig
+from nexa_core.errors import GateError, UserError
+from nexa_core.paths import Layout
+from nexa_core.progress import Progress
+from nexa_data import manifests
+from nexa_distill.inputs import Inputs, Prompt
+from nexa_distill.outputs import SCHEMA, OutputTable
+from nexa_distill.places import Place, place_of
+from nexa_llm.ask import Asked, ask, open_teacher, price_of, sampling_of
+from nexa_llm.budget import most_prompt_tokens
+from nexa_llm.chat import ChatRequest, Message
+from nexa_llm.estimate import Estimate, estimate, known_keys
+from nexa_llm.prices import as_usd
+from nexa_llm.store import store_path
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "teacher_outputs"
+FEWEST_JUDGED = 50
+"""Answers before a share of them is held against a limit."""
+ESTIMATED_FROM = 500
+FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", "name", "version")
+"""Settings that decide no answer."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A dataset of answers that stands; `is_new` says whether this call made it."""
+
+    place: Place
+    manifest: Mapping[str, Any]
+    is_new: bool
+    asked: Asked
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.manifest)
+
+    def as_text(self, layout: Layout) -> str:
+        counts = self.manifest["statuses"]
+        shown = ", ".join(f"{number:,} {status}" for status, number in counts.items() if number)
+        paid = self.manifest["ledger"]
+        unknown = f" (${as_usd(paid['unknown_picousd']):.6f} of it for calls that may have been billed)" * bool(
+            paid["unknown_picousd"]
+        )
+        lines = [
+            f"{self.place.key}: {sum(counts.values()):,} answers ({shown}){'' if self.is_new else ', unchanged'}",
+            f"bought now {self.asked.num_bought:,}, in the store before {self.asked.num_reused:,}"
+            if self.is_new
+            else "nothing was asked",
+            f"paid for this dataset: ${as_usd(paid['picousd']):.6f}{unknown}"
+            if self.manifest["price"]
+            else "the price is not known",
+            f"rows {layout.relative(self.place.path)}; manifest {layout.relative(self.place.manifest_path)}",
+        ]
+        return "\n".join(lines)
+
+
+def collect(
+    config: DistillConfig, layout: Layout, *, destination: str | None = None, replace: bool = False
+) -> Collected:
+    """Ask the teacher for an answer to each prompt, and write them in the prompts' order.
+
+    Whatever ends it, every answer that was paid for is kept in the store; the same command goes on from there.
+
+    Args:
+        destination: a dataset's key or a Parquet file, in place of the settings' name and version.
+        replace: whether a dataset of the same name and version, made of something else, may be replaced.
+
+    Raises:
+        UserError: the inputs are not there, the settings don't fit, or a dataset of that name was made of something else.
+        GateError: the budget is used up, or too many answers were cut off or failed.
+        NexaError: the teacher does not answer.
+    """
+    settings = config.collect
+    inputs = Inputs(layout, config.inputs, max_rows=settings.max_samples)
+    place = place_of(layout, destination or settings.key, FOLDER)
+    made_of = _made_of(settings, inputs)
+    standing = manifests.read_manifest(place.manifest_path)
+    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
+        return Collected(place, standing, is_new=False, asked=Asked())
+    price = price_of(settings, has_budget=settings.max_cost_usd is not None)
+    asked, began = Asked(), time.monotonic()
+    statuses, tokens, cost = _write(settings, inputs, layout, place, asked)
+    manifest = {
+        "format": manifests.FORMAT,
+        "name": place.name,
+        "version": place.version,
+        "category": "distillation",
+        "kind": FOLDER,
+        "columns": [{"name": field.name, "type": str(field.type)} for field in SCHEMA],
+        "labels": [],
+        "feature_shape": None,
+        "splits": {FOLDER: manifests.describe_file(layout, place.path, rows=statuses.total())},
+        "sources": [{"file": layout.relative(inputs.path), "sha256": inputs.sha256, "rows": inputs.num_rows}],
+        "steps": [],
+        "tokenizer": None,
+        "parents": [_parent(layout, inputs)],
+        "config": {**settings.resolved(), "output": {"name": FOLDER}},
+        "statuses": {status: statuses[status] for status in ("answered", "truncated", "refused", "failed")},
+        "tokens": {"prompt": tokens["prompt"], "completion": tokens["completion"]},
+        "price": None if price is None else price.resolved(),
+        "cost_usd": None if price is None else as_usd(cost),
+        "ledger": {
+            "purpose": place.key,
+            "picousd": asked.total.picousd,
+            "unknown_picousd": asked.total.unknown_picousd,
+            "num_calls": asked.total.num_calls,
+        },
+        "code": digests.of_code(),
+        "fingerprint": digests.of_value(made_of),
+    }
+    durable.write_json(place.manifest_path, manifest)
+    logger.info("%s: %s answers, %.1f s", place.key, f"{statuses.total():,}", time.monotonic() - began)
+    return Collected(place, manifest, is_new=True, asked=asked)
+
+
+def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
+    """What `collect` would take, without sending anything.
+
+    Raises:
+        UserError: as `collect` does.
+    """
+    settings = config.collect
+    inputs = Inputs(layout, config.inputs, max_rows=settings.max_samples)
+    teacher = open_teacher(settings, layout)
+    num_requests, prompt_bytes = inputs.num_rows * settings.samples, 0
+    keys: list[str] = []
+    stride = max(1, inputs.num_rows // ESTIMATED_FROM)
+    for number, prompt in enumerate(inputs):
+        if number % stride == 0 and len(keys) < ESTIMATED_FROM:
+            request = next(_requests([prompt], settings))
+            prompt_bytes += most_prompt_tokens(request)
+            keys.append(teacher.key(request) if hasattr(teacher, "key") else "")
+    return estimate(
+        settings,
+        num_requests=num_requests,
+        share_stored=known_keys(store_path(layout), keys) / max(1, len(keys)),
+        prompt_bytes=round(prompt_bytes / max(1, len(keys)) * num_requests),
+        price=price_of(settings, has_budget=settings.max_cost_usd is not None),
+        store=store_path(layout),
+    )
+
+
+def _write(
+    settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked
+) -> tuple[Counter[str], Counter[str], int]:
+    """The counts of statuses and tokens, and what the answers cost, once the file has its name."""
+    statuses, tokens, cost = Counter[str](), Counter[str](), 0
+    parameters = _parameters(settings)
+    answers = ask(
+        _requests(inputs, settings),
+        settings,
+        layout,
+        purpose=place.key,
+        max_cost_usd=settings.max_cost_usd,
+        asked=asked,
+    )
+    total = inputs.num_rows * settings.samples
+    with ExitStack() as stack, closing(answers), Progress("asking", total=total, unit="answers") as progress:
+        table = OutputTable(stack, place.path)
+        rows = ((prompt, index) for prompt in inputs for index in range(settings.samples))
+        failures: list[str] = []
+        for (prompt, index), answer in zip(rows, answers, strict=True):
+            table.add(
+                prompt,
+                index,
+                answer,
+                teacher=settings.teacher,
+                parameters_json=parameters,
+                prompt_sha256=digests.of_value(_messages(prompt.prompt, settings)),
+            )
+            statuses[answer.status] += 1
+            tokens.update(prompt=answer.prompt_tokens or 0, completion=answer.completion_tokens or 0)
+            cost += answer.cost_picousd or 0
+            if answer.status == "failed" and len(failures) < 3:
+                failures.append(f"{prompt.row_id}: {answer.error}")
+            _check_truncated(statuses, settings)
+            if statuses.total() % 100 == 0:
+                progress.update(statuses.total(), _note(asked, cost))
+        _check_failed(statuses, settings, failures)
+        table.close()
+        durable.remove(place.manifest_path)  # of the dataset that is being replaced
+    return statuses, tokens, cost
+
+
+def _requests(inputs: "Inputs | list[Prompt]", settings: CollectConfig) -> Iterator[ChatRequest]:
+    sampling = sampling_of(settings)
+    for prompt in inputs:
+        messages = tuple(_messages(prompt.prompt, settings))
+        yield from (ChatRequest(messages, sampling, index) for index in range(settings.samples))
+
+
+def _messages(prompt: str, settings: CollectConfig) -> list[Message]:
+    system = [] if settings.system_prompt is None else [{"role": "system", "content": settings.system_prompt}]
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def _parameters(settings: CollectConfig) -> str:
+    system = settings.system_prompt
+    about = {
+        **settings.sampling.resolved(),
+        "system_prompt_sha256": None if system is None else digests.of_bytes(system.encode()),
+    }
+    return digests.canonical_json(about).decode()
+
+
+def _check_truncated(statuses: Counter[str], settings: CollectConfig) -> None:
+    truncated, total = statuses["truncated"], statuses.total()
+    if total >= FEWEST_JUDGED and truncated > settings.max_truncated_share * total:
+        raise GateError(
+            f"{truncated:,} of the first {total:,} answers were cut off at max_tokens: {settings.sampling.max_tokens}, "
+            f"more than max_truncated_share: {settings.max_truncated_share:g}. They are kept; raise collect.sampling.max_tokens, "
+            "which asks anew, or the share."
+        )
+
+
+def _check_failed(statuses: Counter[str], settings: CollectConfig, failures: list[str]) -> None:
+    failed, total = statuses["failed"], statuses.total()
+    if failed > settings.max_failed_share * total:
+        raise GateError(
+            f"{failed:,} of {total:,} answers failed, more than max_failed_share: {settings.max_failed_share:g}; e.g. "
+            f"{'; '.join(failures)}. The others are kept; the same command asks only for those that failed."
+        )
+    if failed:
+        logger.warning(
+            "%d of %d answers failed, e.g. %s; --replace asks for them again", failed, total, "; ".join(failures)
+        )
+
+
+def _note(asked: Asked, cost: int) -> str:
+    return f"{asked.num_bought:,} bought, ${as_usd(cost):.4f}"
+
+
+def _made_of(settings: CollectConfig, inputs: Inputs) -> dict[str, Any]:
+    """Everything that decides which answers these are."""
+    deciding = {name: value for name, value in settings.resolved().items() if name not in FREE_KEYS}
+    return {"inputs": inputs.sha256, "num_rows": inputs.num_rows, "config": deciding}
+
+
+def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
+    key = f"{standing['name']}_{standing['version']}"
+    if standing["fingerprint"] != digests.of_value(made_of):
+        if replace:
+            return False
+        then = {name: value for name, value in standing["config"].items() if name not in (*FREE_KEYS, "output")}
+        changed = [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
+        raise UserError(
+            f"{key} was collected with other {' and '.join(changed) or 'inputs'}. A version never changes: set a new "
+            "collect.version, or pass --replace. Answers to equal requests are not paid again."
+        )
+    if replace and standing["statuses"]["failed"]:
+        return False
+    for record in manifests.files_of(standing):
+        if problem := manifests.damage(layout, record):
+            logger.warning("%s: %s; writing it again from the store", key, problem)
+            return False
+    logger.info("%s: nothing to do, it stands as asked", key)
+    return True
+
+
+def _parent(layout: Layout, inputs: Inputs) -> dict[str, Any]:
+    manifest = manifests.read_manifest(inputs.place.manifest_path) or {}
+    return {
+        "dataset": inputs.place.key,
+        "fingerprint": manifest.get("fingerprint"),
+        "path": layout.relative(inputs.path),
+        "sha256": inputs.sha256,
+    }
+
 
 if __name__ == "__main__":
-    refuse("Collecting teacher answers", "Train on prepared pairs instead: nexa train --config configs/baseline.yaml")
+    from nexa_core.command import enter
+
+    enter("collect-teacher")

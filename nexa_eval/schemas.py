@@ -3,12 +3,17 @@
 from typing import Any
 
 from nexa_core import manifest
-from nexa_core.config import DataConfig, RunConfig, Settings
+from nexa_core.config import DataConfig, DistillConfig, RunConfig, Settings
 from nexa_core.config.rubric import Rubric
 from nexa_core.errors import UserError
 from nexa_core.lookup import unknown
 
-CONFIGS: dict[str, type[Settings]] = {"run": RunConfig, "data": DataConfig, "rubric": Rubric}
+CONFIGS: dict[str, type[Settings]] = {
+    "run": RunConfig,
+    "data": DataConfig,
+    "distill": DistillConfig,
+    "rubric": Rubric,
+}
 
 
 def json_schema(of: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for commands in (lab_commands, training_commands, teacher_commands, result_commands):
+for commands in (lab_commands, teacher_commands, training_commands, result_commands):
     app.add_typer(commands.app)
 app.add_typer(data_commands.app, name="data")
 

@@ -117,7 +117,12 @@ def doctor(
 
 @app.command()
 def schema(
-    of: Annotated[str, typer.Argument(help="run (train, evaluate), data (prepare), rubric (judge) or manifest.")],
+    of: Annotated[
+        str,
+        typer.Argument(
+            help="run (train, evaluate), data (prepare), distill (collect-teacher, filter-pairs), rubric (judge) or manifest."
+        ),
+    ],
 ) -> None:
     """Print the JSON schema of a config, for editors.
 

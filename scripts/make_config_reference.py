@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nexa_core import durable
-from nexa_core.config import DataConfig, RunConfig
+from nexa_core.config import DataConfig, DistillConfig, RunConfig
 from nexa_core.config.rubric import Rubric
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -15,12 +15,13 @@ INTRO = """\
 # Configuration
 
 Every setting there is. This page is made by `python scripts/make_config_reference.py` from the classes in
-`nexa_core/config/`; for an editor's completion, print a JSON schema: `nexa schema run`, `data` or `rubric`.
+`nexa_core/config/`; for an editor's completion, print a JSON schema: `nexa schema run`, `data`, `distill` or `rubric`.
 Groups that are told apart by their `name` list one table for each name.
 """
 TITLES: dict[str, type[BaseModel]] = {
     "Runs: `nexa train`, `nexa evaluate`": RunConfig,
     "Datasets: `nexa prepare`": DataConfig,
+    "Distillation: `nexa collect-teacher`, `nexa filter-pairs`": DistillConfig,
     "Rubrics: `nexa judge`": Rubric,
 }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.distill.contest import API_KEY, MAX_TOKENS, MODEL
+from benchmarks.distill.contest import API_KEY
 from nexa_core import durable
 from nexa_core.environment import cpu_name
 from tests.simulators import simulator
@@ -154,19 +154,10 @@ def peer_command(
 
 def our_command(files: Files, base_url: str, concurrency: int, output: Path) -> tuple[list[str], Mapping[str, str]]:
     """`nexa_distill.collect_teacher` with store, budget and retries on, in a laboratory of its own."""
-    overrides = {
-        "collect.max_concurrency": concurrency,
-        "collect.max_cost_usd": 100,
-        "collect.sampling.temperature": 0,
-        "collect.sampling.max_tokens": MAX_TOKENS,
-        "collect.prices": f'{{"{MODEL}": {{"prompt": 0.15, "completion": 0.60}}}}',
-    }
-    command = [sys.executable, "-m", "nexa_distill.collect_teacher", "--src", str(files.inputs), "--dst", str(output)]
-    command += ["--config", str(FOLDER.parent.parent / "configs" / "distill.yaml"), "--teacher", f"openai:{MODEL}"]
-    for key, value in overrides.items():
-        command += ["--override", f"{key}={value}"]
+    options = ["--config", FOLDER / "ours.yaml", "--src", files.inputs, "--dst", output]
+    options += ["--override", f"collect.pace.concurrency={concurrency}"]
     lab = {"NEXA_ROOT": str(output.parent), "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": API_KEY}
-    return command, lab
+    return [sys.executable, "-m", "nexa_distill.collect_teacher", *map(str, options)], lab
 
 
 def run(command: list[str], environment: Mapping[str, str], folder: Path) -> tuple[float, float]:

@@ -1,0 +1,106 @@
+"""The table of a teacher's answers: a row for each prompt and sample, in the order of the prompts."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from nexa_core import durable
+from nexa_data.tables import Table
+from nexa_distill.inputs import Prompt
+from nexa_llm.chat import Answer
+from nexa_llm.prices import as_usd
+
+ROWS_A_BATCH = 512
+BYTES_OF_A_ROW, BYTES_OF_A_LOGPROB = 400, 8
+
+FIELDS: tuple[tuple[str, pyarrow.DataType], ...] = (
+    ("row_id", pyarrow.string()),
+    ("sample_index", pyarrow.int32()),
+    ("prompt", pyarrow.string()),
+    ("completion", pyarrow.string()),
+    ("status", pyarrow.string()),
+    ("error", pyarrow.string()),
+    ("finish_reason", pyarrow.string()),
+    ("teacher", pyarrow.string()),
+    ("model", pyarrow.string()),
+    ("parameters_json", pyarrow.string()),
+    ("prompt_sha256", pyarrow.string()),
+    ("request_sha256", pyarrow.string()),
+    ("prompt_tokens", pyarrow.int64()),
+    ("completion_tokens", pyarrow.int64()),
+    ("cost_usd", pyarrow.float64()),
+    ("latency_seconds", pyarrow.float64()),
+    ("token_ids", pyarrow.list_(pyarrow.int32())),
+    ("top_ids", pyarrow.list_(pyarrow.list_(pyarrow.int32()))),
+    ("top_logprobs", pyarrow.list_(pyarrow.list_(pyarrow.float32()))),
+    ("tail_mass", pyarrow.list_(pyarrow.float32())),
+    ("tokenizer_sha256", pyarrow.string()),
+    ("extra_json", pyarrow.string()),
+)
+SCHEMA = pyarrow.schema(FIELDS)
+LOGPROBS = ("token_ids", "top_ids", "top_logprobs", "tail_mass", "tokenizer_sha256")
+
+
+class OutputTable:
+    """The Parquet file in the making; it gets its name when `stack` is closed without an error."""
+
+    def __init__(self, stack: ExitStack, path: Path):
+        self._table = Table(stack.enter_context(durable.create(path)), SCHEMA)
+        stack.callback(self._table.abandon)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        prompt: Prompt,
+        sample_index: int,
+        answer: Answer,
+        *,
+        teacher: str,
+        parameters_json: str,
+        prompt_sha256: str,
+    ) -> None:
+        logprobs = answer.logprobs
+        self._rows.append(
+            {
+                "row_id": prompt.row_id,
+                "sample_index": sample_index,
+                "prompt": prompt.prompt,
+                "completion": answer.text,
+                "status": answer.status,
+                "error": answer.error,
+                "finish_reason": answer.finish_reason,
+                "teacher": teacher,
+                "model": answer.model,
+                "parameters_json": parameters_json,
+                "prompt_sha256": prompt_sha256,
+                "request_sha256": answer.request_sha256,
+                "prompt_tokens": answer.prompt_tokens,
+                "completion_tokens": answer.completion_tokens,
+                "cost_usd": None if answer.cost_picousd is None else as_usd(answer.cost_picousd),
+                "latency_seconds": answer.latency_seconds,
+                **{name: None if logprobs is None else getattr(logprobs, name) for name in LOGPROBS},
+                "extra_json": prompt.extra_json,
+            }
+        )
+        if len(self._rows) == ROWS_A_BATCH:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is buffered; the file is complete, and still without its name."""
+        self._write()
+        self._table.close()
+
+    def _write(self) -> None:
+        if self._rows:
+            sizes = np.array([_size(row) for row in self._rows])
+            self._table.add(pyarrow.Table.from_pylist(self._rows, schema=SCHEMA), sizes)
+            self._rows = []
+
+
+def _size(row: dict[str, Any]) -> int:
+    """About how many bytes a row takes; the same for the same row."""
+    texts = len(row["prompt"]) + len(row["completion"] or "") + len(row["extra_json"])
+    return BYTES_OF_A_ROW + texts + BYTES_OF_A_LOGPROB * sum(map(len, row["top_ids"] or ()))

@@ -1,0 +1,131 @@
+"""Asking a language model: answers to a stream of requests, in its order, each of them paid for once, ever."""
+
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nexa_core.config.ask import AskConfig, Price
+from nexa_core.lookup import look_up
+from nexa_core.paths import Layout
+from nexa_llm.asking import Asking
+from nexa_llm.batches import answers_in_batches
+from nexa_llm.chat import Answer, ChatRequest, Sampling
+from nexa_llm.logprobs import TokenIds
+from nexa_llm.openai import OpenAi
+from nexa_llm.prices import find_price, require_price
+from nexa_llm.recorded import Recorded
+from nexa_llm.store import Store, Total, store_path
+
+PROVIDERS = {
+    "openai": "nexa_llm.ask:open_openai",
+    "recorded": "nexa_llm.ask:open_recorded",
+    "local": "nexa_models.local_teacher:open_local",
+}
+"""Of the first part of a teacher's name: what makes it of (config, layout)."""
+
+
+@dataclass
+class Asked:
+    """What was bought for a purpose, filled in as answers come."""
+
+    total: Total = field(default_factory=lambda: Total(0, 0, 0, 0, 0))
+    """Of all calls for it, earlier runs' among them."""
+    num_bought: int = 0
+    num_reused: int = 0
+
+
+def ask(
+    requests: Iterable[ChatRequest],
+    config: AskConfig,
+    layout: Layout,
+    *,
+    purpose: str,
+    max_cost_usd: float | None = None,
+    asked: Asked | None = None,
+) -> Generator[Answer, None, None]:
+    """The answer to each request, in order; who stops before the end closes it, and what is under way is waited for.
+
+    Args:
+        purpose: what the money is spent on; `max_cost_usd` is the limit of all that was ever spent on it.
+        asked: is told what was bought.
+
+    Raises:
+        UserError: there is no such teacher, it does not take these settings, or a budget is set and its price is not known.
+        OutOfBudget: what is left may not suffice for the next request; what was bought is kept.
+        NexaError: the server has not answered for a long time, or the disk is full.
+    """
+    asked = asked or Asked()
+    teacher = open_teacher(config, layout)
+    with _store_of(teacher, layout) as store:
+        with closing(_answers(teacher, store, requests, config, layout, purpose, max_cost_usd)) as answers:
+            for answer in answers:
+                asked.num_bought += answer.is_new
+                asked.num_reused += not answer.is_new
+                yield answer
+        if store is not None:
+            asked.total = store.total(purpose)
+
+
+def open_teacher(config: AskConfig, layout: Layout) -> Any:
+    """What `config.teacher` names.
+
+    Raises:
+        UserError: there is no such provider, or it has no such model.
+    """
+    return look_up(PROVIDERS, config.provider, what="provider of a teacher")(config, layout)
+
+
+def open_openai(config: AskConfig, layout: Layout) -> OpenAi:
+    return OpenAi(config)
+
+
+def open_recorded(config: AskConfig, layout: Layout) -> Recorded:
+    path = Path(config.model)
+    return Recorded(config, path if path.is_absolute() or path.exists() else layout.absolute(config.model))
+
+
+def sampling_of(config: AskConfig) -> Sampling:
+    return Sampling(**config.sampling.model_dump())
+
+
+def price_of(config: AskConfig, *, has_budget: bool) -> Price | None:
+    """What the teacher's tokens cost, nothing where they are made here or recorded; None where nobody knows.
+
+    Raises:
+        UserError: there is a budget and the price is not known.
+    """
+    if config.provider != "openai":
+        return Price(prompt_usd_per_million=0.0, completion_usd_per_million=0.0)
+    return require_price(config.model, config.prices) if has_budget else find_price(config.model, config.prices)
+
+
+def _store_of(teacher: Any, layout: Layout) -> AbstractContextManager[Store | None]:
+    return nullcontext() if isinstance(teacher, Recorded) else Store(store_path(layout))
+
+
+def _answers(
+    teacher: Any,
+    store: Store | None,
+    requests: Iterable[ChatRequest],
+    config: AskConfig,
+    layout: Layout,
+    purpose: str,
+    max_cost_usd: float | None,
+) -> Generator[Answer, None, None]:
+    if isinstance(teacher, Recorded):
+        return (teacher.answer(request) for request in requests)
+    assert store is not None
+    if not isinstance(teacher, OpenAi):
+        return answers_in_batches(teacher, store, requests, purpose=purpose)
+    asking = Asking(
+        teacher,
+        store,
+        config,
+        purpose=purpose,
+        price=price_of(config, has_budget=max_cost_usd is not None),
+        max_cost_usd=max_cost_usd,
+        token_ids=None if config.tokenizer is None else TokenIds(layout.absolute(config.tokenizer)),
+    )
+    return asking.answers(requests)

@@ -1,0 +1,146 @@
+"""What asking would take, told from the prompts and from what the store has seen, without a request."""
+
+import contextlib
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_core.config.ask import AskConfig, Price
+from nexa_llm.prices import PRICES_AS_OF, as_usd
+
+BYTES_A_TOKEN = 4
+"""Of English text in usual vocabularies; other languages and code take fewer bytes a token."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Means over the answers of a teacher that are stored."""
+
+    num_answers: int
+    completion_tokens: float | None
+    latency_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of requests before they are sent. `expected_*` is a guess, `most_usd` is not exceeded."""
+
+    teacher: str
+    num_requests: int
+    num_stored: int
+    """Found in the store, by a sample; they cost nothing."""
+    prompt_tokens: int
+    expected_completion_tokens: int
+    expected_usd: float | None
+    most_usd: float | None
+    expected_seconds: float | None
+    past: Past
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        seen = (
+            f"as in {self.past.num_answers:,} answers of the store"
+            if self.past.num_answers
+            else "the limit, none is stored yet"
+        )
+        cost = (
+            "its price is not known"
+            if self.expected_usd is None
+            else f"${self.expected_usd:.4f} expected, ${self.most_usd:.4f} at most"
+        )
+        seconds = (
+            "unknown until the first answers"
+            if self.expected_seconds is None
+            else f"about {self.expected_seconds:,.0f} s"
+        )
+        return "\n".join(
+            [
+                f"teacher   {self.teacher}",
+                f"requests  {self.num_requests:,}, of which about {self.num_stored:,} are answered in the store already",
+                f"tokens    about {self.prompt_tokens:,} of prompts ({BYTES_A_TOKEN} bytes a token), "
+                f"{self.expected_completion_tokens:,} of answers ({seen})",
+                f"cost      {cost} (prices as of {PRICES_AS_OF} where the settings give none)",
+                f"time      {seconds}",
+                "nothing was sent",
+            ]
+        )
+
+
+def estimate(
+    config: AskConfig, *, num_requests: int, share_stored: float, prompt_bytes: int, price: Price | None, store: Path
+) -> Estimate:
+    """What the requests that are not stored yet would take.
+
+    Args:
+        share_stored: of the requests, by a sample.
+        prompt_bytes: of all requests.
+    """
+    past = read_past(store, config.teacher)
+    num_new = num_requests - round(num_requests * share_stored)
+    prompt_tokens = round(prompt_bytes * (1 - share_stored) / BYTES_A_TOKEN)
+    each = config.sampling.max_tokens if past.completion_tokens is None else past.completion_tokens
+    tokens = (prompt_tokens, round(num_new * each))
+    most = (round(prompt_bytes * (1 - share_stored)), num_new * config.sampling.max_tokens)
+    return Estimate(
+        teacher=config.teacher,
+        num_requests=num_requests,
+        num_stored=num_requests - num_new,
+        prompt_tokens=tokens[0],
+        expected_completion_tokens=tokens[1],
+        expected_usd=_cost(price, tokens),
+        most_usd=_cost(price, most),
+        expected_seconds=_seconds(config, past, num_new, sum(tokens)),
+        past=past,
+    )
+
+
+def known_keys(store: Path, keys: Sequence[str]) -> int:
+    """How many of the keys are stored."""
+    if not keys or not store.exists():
+        return 0
+    marks = ",".join("?" * len(keys))
+    with _reading(store) as db:
+        return int(db.execute(f"select count(*) from answers where key in ({marks})", keys).fetchone()[0])
+
+
+def read_past(store: Path, teacher: str) -> Past:
+    if not store.exists():
+        return Past(0, None, None)
+    with _reading(store) as db:
+        row = db.execute(
+            "select count(*), avg(completion_tokens), avg(latency_seconds) from calls join answers on answers.call = calls.id "
+            "where teacher = ?",
+            (teacher,),
+        ).fetchone()
+    return Past(*row)
+
+
+@contextlib.contextmanager
+def _reading(store: Path) -> Any:
+    with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
+        yield db
+
+
+def _cost(price: Price | None, tokens: tuple[int, int]) -> float | None:
+    if price is None:
+        return None
+    prices = price.picousd_per_token()
+    return as_usd(tokens[0] * prices[0] + tokens[1] * prices[1])
+
+
+def _seconds(config: AskConfig, past: Past, num_new: int, num_tokens: int) -> float | None:
+    """The slowest of what limits the pace."""
+    pace = config.pace
+    at_least = [0.0]
+    if pace.requests_per_minute:
+        at_least.append(num_new / pace.requests_per_minute * 60)
+    if pace.tokens_per_minute:
+        at_least.append(num_tokens / pace.tokens_per_minute * 60)
+    if past.latency_seconds is None:
+        return max(at_least) or None
+    at_once = pace.concurrency if config.provider == "openai" else 1
+    return max(*at_least, num_new * past.latency_seconds / at_once)

@@ -1,0 +1,88 @@
+"""The log probabilities that a server states for tokens, by the ids that these have in the teacher's tokenizer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexa_core import digests
+from nexa_core.errors import UserError
+from nexa_llm.chat import Logprobs
+
+SAID_BY_ID = "token_id:"
+"""How vLLM names a token with `return_tokens_as_token_ids`."""
+
+
+class TokenIds:
+    """Finds a token's id by its bytes."""
+
+    def __init__(self, tokenizer_path: Path):
+        from tokenizers import Tokenizer
+
+        try:
+            data = tokenizer_path.read_bytes()
+            tokenizer = Tokenizer.from_buffer(data)
+        except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
+            raise UserError(
+                f"tokenizer {tokenizer_path} cannot be read: {error}. It has to be the teacher's own tokenizer.json."
+            ) from None
+        self.sha256, self._path = digests.of_bytes(data), tokenizer_path
+        self._ids: dict[bytes, int] = {}
+        special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+            key = token.encode() if token_id in special else token_bytes(token)
+            self._ids.setdefault(key, token_id)
+
+    def read(self, places: Sequence[Mapping[str, Any]]) -> Logprobs:
+        """The places of an answer as OpenAI's protocol lists them.
+
+        A likely token that is none of the tokenizer's counts to the tail.
+
+        Raises:
+            UserError: the answer itself has a token that the tokenizer does not know: it is another model's.
+        """
+        own, top_ids, top_logprobs, tails = [], [], [], []
+        for place in places:
+            token_id = self._find(place)
+            if token_id is None:
+                raise UserError(
+                    f"The teacher wrote {place['token']!r}, which is no token of {self._path}. Is that its own tokenizer?"
+                )
+            known = [
+                (found, float(each["logprob"]))
+                for each in place["top_logprobs"]
+                if (found := self._find(each)) is not None
+            ]
+            known = sorted(dict(reversed(known)).items(), key=lambda pair: (-pair[1], pair[0]))
+            own.append(token_id)
+            top_ids.append([found for found, _ in known])
+            top_logprobs.append([logprob for _, logprob in known])
+            tails.append(max(0.0, 1.0 - math.fsum(math.exp(logprob) for _, logprob in known)))
+        return Logprobs(own, top_ids, top_logprobs, tails, self.sha256)
+
+    def _find(self, place: Mapping[str, Any]) -> int | None:
+        token = place["token"]
+        if token.startswith(SAID_BY_ID):
+            return int(token.removeprefix(SAID_BY_ID))
+        data = place.get("bytes")
+        return self._ids.get(bytes(data) if data else token.encode())
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes that a token of a vocabulary stands for, in the spelling of byte-level BPE or of SentencePiece."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    try:
+        return bytes(BYTE_OF[character] for character in token)
+    except KeyError:
+        return token.replace("\u2581", " ").encode()
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """The printable stand-ins of bytes. Source: Radford et al. 2019, encoder.py of GPT-2."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF = _bytes_by_character()

@@ -1,0 +1,219 @@
+"""The provider `openai`: any server that speaks OpenAI's chat completions protocol."""
+
+import asyncio
+import email.utils
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import orjson
+
+from nexa_core import digests
+from nexa_core.config.ask import AskConfig
+from nexa_core.errors import UserError
+from nexa_core.redact import Secrets, known_secrets
+from nexa_llm.chat import ChatRequest
+
+DEFAULT_URL = "https://api.openai.com/v1"
+CALL_ID = "X-Client-Request-Id"
+LONGEST_BODY_SHOWN = 300
+SECONDS_TO_CONNECT = 15
+
+
+class NotConnected(ConnectionError):
+    """Nothing reached the server, so that nothing can have been billed."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a server sent."""
+
+    status: int
+    body: bytes
+    """Without any key, also where the server repeats it."""
+    latency_seconds: float
+    """What the server says that it took, or else what was waited."""
+    retry_after_seconds: float | None
+
+
+class OpenAi:
+    """How one server is asked for answers of one model. The key never leaves the request's header."""
+
+    def __init__(self, config: AskConfig, environment: Mapping[str, str] = os.environ):
+        given = config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+        url = urlsplit(given.rstrip("/"))
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise UserError(f"base_url is {_public(given)!r}; it has to be like http://127.0.0.1:8000/v1")
+        self.name, self.model = config.teacher, config.model
+        self._config, self._url = config, given.rstrip("/")
+        self.public_url = _public(self._url)
+        """Without user, password and values that follow a `?`; a part of what determines an answer."""
+        self._key = environment.get(config.api_key_variable)
+        if self._key is None and url.hostname.endswith("openai.com"):
+            raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
+        self._secrets = _secrets(self._url, self._key, environment)
+
+    def body(self, request: ChatRequest) -> dict[str, Any]:
+        """What is sent, as the server gets it."""
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(request.messages),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._config.max_tokens_name: sampling.max_tokens,
+        }
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+        if request.tools:
+            body["tools"] = list(request.tools)
+        return body | self._config.extra_body
+
+    def key(self, request: ChatRequest) -> str:
+        """The digest of everything that determines the answer."""
+        about = {"url": self.public_url, "body": self.body(request), "sample": request.sample_index}
+        return digests.of_bytes(orjson.dumps(about, option=orjson.OPT_SORT_KEYS))
+
+    def session(self, most_connections: int) -> Any:
+        """A pool of connections; for one event loop."""
+        import aiohttp
+
+        parts = urlsplit(self._url)
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        auth = aiohttp.BasicAuth(parts.username, parts.password or "") if parts.username else None
+        if auth is not None:
+            headers.pop("Authorization", None)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=most_connections, ttl_dns_cache=300),
+            timeout=aiohttp.ClientTimeout(total=self._config.pace.timeout_seconds, sock_connect=SECONDS_TO_CONNECT),
+            headers=headers,
+            auth=auth,
+            auto_decompress=True,
+            skip_auto_headers=("User-Agent",),
+        )
+
+    async def send(self, session: Any, request: ChatRequest, call_id: str) -> Response:
+        """Ask once.
+
+        Raises:
+            NotConnected: the server is not there.
+            ConnectionError: no whole response came.
+            TimeoutError: none came in time.
+        """
+        import aiohttp
+
+        began = time.monotonic()
+        try:
+            async with session.post(
+                self._at("chat/completions"), data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
+            ) as response:
+                body = await response.read()
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self._config.pace.timeout_seconds:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise NotConnected(self.without_secrets(str(error))) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionError(self.without_secrets(f"{type(error).__name__}: {error}")) from None
+        stated = response.headers.get("openai-processing-ms", "")
+        return Response(
+            status=response.status,
+            body=self._cleaned(body),
+            latency_seconds=float(stated) / 1000 if _is_number(stated) else time.monotonic() - began,
+            retry_after_seconds=read_retry_after(response.headers),
+        )
+
+    async def billed(self, session: Any, call_id: str) -> int | None:
+        """What the server has charged for a call, in picodollars, if it is one that keeps such a bill; None where it isn't.
+
+        It is asked for calls that were cut off, so that nobody else knows. `nexa simulate-teacher` keeps one.
+        """
+        import aiohttp
+
+        while True:
+            try:
+                async with session.get(self._at(f"calls/{call_id}")) as response:
+                    found = orjson.loads(await response.read())
+                    if response.status == 404:
+                        return 0 if found["error"]["code"] == "unknown_call" else None
+                    if found["state"] != "pending":
+                        return int(found["picousd"])
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+                return None
+            await asyncio.sleep(0.1)
+
+    def without_secrets(self, text: str) -> str:
+        for value, name in self._secrets:
+            text = text.replace(value, f"[{name}]")
+        return text
+
+    def message(self, body: bytes) -> str:
+        """What an error body says, on one line."""
+        try:
+            error = orjson.loads(body)["error"]
+            text = error["message"] if isinstance(error, dict) else str(error)
+        except (orjson.JSONDecodeError, LookupError, TypeError):
+            text = body.decode("utf-8", "replace")
+        return " ".join(str(text).split())[:LONGEST_BODY_SHOWN] or "no message"
+
+    def _at(self, path: str) -> str:
+        parts = urlsplit(self._url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, f"{parts.path}/{path}", parts.query, ""))
+
+    def _cleaned(self, body: bytes) -> bytes:
+        for value, name in self._secrets:
+            if (found := value.encode()) in body:
+                body = body.replace(found, f"[{name}]".encode())
+        return body
+
+
+def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """Seconds to wait by `retry-after-ms` or `Retry-After`, which is a number or a date; None where neither says.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    if _is_number(found := headers.get("retry-after-ms", "")):
+        return float(found) / 1000
+    found = headers.get("Retry-After", "")
+    if _is_number(found):
+        return float(found)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(found).timestamp() - (time.time() if now is None else now))
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1e9
+    except ValueError:
+        return False
+
+
+def _public(url: str) -> str:
+    parts = urlsplit(url)
+    query = urlencode([(name, "...") for name, _ in parse_qsl(parts.query)])
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def _secrets(url: str, key: str | None, environment: Mapping[str, str]) -> Secrets:
+    """Everything that must not be repeated, the longest first."""
+    parts = urlsplit(url)
+    in_url = [
+        (parts.username, "user"),
+        (parts.password, "password"),
+        *((value, name) for name, value in parse_qsl(parts.query)),
+    ]
+    found = [*((value, name) for value, name in in_url if value), *known_secrets(environment)]
+    if key:
+        found.append((key, "API_KEY"))
+    return tuple(sorted(set(found), key=lambda pair: -len(pair[0])))

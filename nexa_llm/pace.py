@@ -1,0 +1,112 @@
+"""How fast requests may go out: limits a minute, as many at once as the server bears, a pause when it says so."""
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+
+SHARE_THAT_IS_OVERLOAD = 0.05
+"""Of a round's requests, those that the server was too busy for; fewer are what a shared server does now and then."""
+DOWN, UP_SHARE = 0.5, 1 / 16
+
+
+class RateLimit:
+    """Lets `per_minute` units through, evenly, a second's worth of them at once."""
+
+    def __init__(self, per_minute: float, clock: Clock):
+        self._rate, self._clock = per_minute / 60, clock
+        self._free_at = clock()
+
+    async def take(self, units: float) -> None:
+        """Wait until the units may go."""
+        begins = max(self._free_at, self._clock() - 1.0)
+        self._free_at = begins + units / self._rate
+        if (wait := begins - self._clock()) > 0:
+            await asyncio.sleep(wait)
+
+    def correct(self, units: float) -> None:
+        """Take more, or give some back with a negative number, once it is known how many there were."""
+        self._free_at += units / self._rate
+
+
+class Gate:
+    """Lets as many requests out at once as the server bears: additive increase, multiplicative decrease.
+
+    A round is as many outcomes as may be under way at once. When a twentieth of them met an overloaded server, half as many
+    may be under way; after a round without any, a sixteenth of the most more. Source: Chiu and Jain 1989, for the rule.
+    """
+
+    def __init__(self, most: int, clock: Clock):
+        self.most = self.limit = most
+        self.num_under_way = self.most_under_way = 0
+        self._clock, self._waiting = clock, collections.deque[asyncio.Future[None]]()
+        self._closed_until = 0.0
+        self._outcomes = self._overloads = 0
+
+    async def enter(self) -> None:
+        while True:
+            if (wait := self._closed_until - self._clock()) > 0:
+                await asyncio.sleep(wait)
+            elif self.num_under_way < self.limit:
+                break
+            else:
+                turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append(turn)
+                await turn
+        self.num_under_way += 1
+        self.most_under_way = max(self.most_under_way, self.num_under_way)
+
+    def leave(self, *, overloaded: bool) -> None:
+        self.num_under_way -= 1
+        self._outcomes += 1
+        self._overloads += overloaded
+        if self._outcomes >= self.limit:
+            if self._overloads > SHARE_THAT_IS_OVERLOAD * self._outcomes:
+                self.limit = max(1, int(self.limit * DOWN))
+            elif not self._overloads:
+                self.limit = min(self.most, self.limit + max(1, int(self.most * UP_SHARE)))
+            self._outcomes = self._overloads = 0
+        for _ in range(min(len(self._waiting), max(0, self.limit - self.num_under_way))):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def close_until(self, at: float) -> None:
+        """Let nobody out before."""
+        self._closed_until = max(self._closed_until, at)
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether more of this round's requests than usual met an overloaded server."""
+        return self._overloads > max(2.0, SHARE_THAT_IS_OVERLOAD * self.limit)
+
+
+class Breaker:
+    """Opens when a long row of requests failed: one at a time tries whether the server is back, at growing distances.
+
+    Raises nothing itself; `is_hopeless` says when nothing has been answered for so long that the run should end.
+    """
+
+    SHORTEST_ROW = 20
+    FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+
+    def __init__(self, gate: Gate, give_up_after_seconds: float, clock: Clock):
+        self._gate, self._give_up, self._clock = gate, give_up_after_seconds, clock
+        self._row, self._pause, self._well_at = 0, self.FIRST_PAUSE, clock()
+
+    def succeeded(self) -> None:
+        if self._row >= self.SHORTEST_ROW:
+            self._gate.limit = max(1, self._gate.most // 4)
+        self._row, self._pause, self._well_at = 0, self.FIRST_PAUSE, self._clock()
+
+    def failed(self) -> None:
+        self._row += 1
+        if self._row >= max(self.SHORTEST_ROW, self._gate.limit):
+            self._gate.limit = 1
+            self._gate.close_until(self._clock() + self._pause)
+            self._pause = min(self._pause * 2, self.LONGEST_PAUSE)
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self._row > 0 and self._clock() - self._well_at > self._give_up

@@ -1,0 +1,259 @@
+"""Where answers lie, by the digest of everything that determines them, beside the ledger of the calls that brought them.
+
+A call is written down before it is sent, and its answer before anything is made of it; both are on the disk when the method
+that wrote them returns. Calls under way at once share one flush.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nexa_core import durable
+from nexa_core.errors import NexaError, UserError
+from nexa_core.paths import Layout
+
+SCHEMA = """
+create table if not exists answers (
+    key text primary key, call text not null, latency_seconds real, raw blob not null
+) without rowid;
+create table if not exists calls (
+    id text primary key, key text not null, purpose text not null, teacher text not null, sent_at real not null,
+    reserved_picousd integer not null, state text not null default 'sent', picousd integer, prompt_tokens integer,
+    completion_tokens integer, detail text
+) without rowid;
+create index if not exists calls_by_purpose on calls (purpose, state);
+create table if not exists unusable (call text primary key, key text not null, raw blob not null) without rowid;
+"""
+FORMAT = 1
+KEYS_A_QUESTION = 500
+Operation = tuple[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An answer as the server sent it."""
+
+    raw: bytes
+    latency_seconds: float | None
+    call: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A line of the ledger."""
+
+    id: str
+    key: str
+    purpose: str
+    reserved_picousd: int
+    state: str
+    """sent: under way, or cut off by a kill. answered. failed: not billed. unknown: cut off, so that it may have been billed."""
+    picousd: int | None
+
+
+@dataclass(frozen=True)
+class Total:
+    """What some calls have cost."""
+
+    picousd: int
+    unknown_picousd: int
+    """Of it, for calls of which nobody can say whether they were billed: the most that they can have cost."""
+    num_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def store_path(layout: Layout) -> Path:
+    return layout.processed / "distillation" / "store" / "answers.sqlite"
+
+
+class Store:
+    """The answers and the ledger of a laboratory; one process at a time adds to them.
+
+    A context manager; the coroutines are for one event loop.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._operations: list[Operation] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._lock = durable.open_lock(path.with_suffix(".lock"))
+
+    def __enter__(self) -> "Store":
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(
+                f"{self._path} is being added to by another process, which may be buying the same answers. Wait for "
+                "it, or stop it."
+            ) from None
+        with _disk_told(self._path):
+            self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+            self._read = sqlite3.connect(self._path)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = full")
+            self._db.execute("pragma wal_autocheckpoint = 4000")
+            if self._db.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
+                raise UserError(
+                    f"{self._path} was made by another version of this software; use that, or move it away."
+                )
+            self._db.executescript(SCHEMA)
+            self._db.execute(f"pragma user_version = {FORMAT}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.shutdown()
+        self._read.close()
+        self._db.close()
+        self._lock.close()
+
+    def get(self, keys: Sequence[str]) -> dict[str, Stored]:
+        """The answers that there are, by key."""
+        found: dict[str, Stored] = {}
+        for start in range(0, len(keys), KEYS_A_QUESTION):
+            some = keys[start : start + KEYS_A_QUESTION]
+            marks = ",".join("?" * len(some))
+            rows = self._read.execute(
+                f"select key, raw, latency_seconds, call from answers where key in ({marks})", some
+            )
+            found.update((key, Stored(zlib.decompress(raw), latency, call)) for key, raw, latency, call in rows)
+        return found
+
+    async def begin(self, call: Call, *, teacher: str, sent_at: float) -> None:
+        """Write down that a request goes out."""
+        row = (call.id, call.key, call.purpose, teacher, sent_at, call.reserved_picousd)
+        await self._write(
+            ("insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd) values (?, ?, ?, ?, ?, ?)", row)
+        )
+
+    async def keep(self, call: Call, raw: bytes, latency_seconds: float | None) -> None:
+        """Write down what came back, as it came."""
+        await self._write(*_keep(call.id, call.key, raw, latency_seconds))
+
+    def settle(self, call: Call, picousd: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Note what an answer cost; it goes to the disk with whatever is written next."""
+        statement = (
+            "update calls set state = 'answered', picousd = ?, prompt_tokens = ?, completion_tokens = ? where id = ?"
+        )
+        self._operations.append((statement, (picousd, prompt_tokens, completion_tokens, call.id)))
+
+    def fail(
+        self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed", unusable: bool = False
+    ) -> None:
+        """Note that nothing came of a call, or nothing that can be used; likewise."""
+        if unusable:
+            self._operations += [
+                (
+                    "insert or replace into unusable (call, key, raw) select call, key, raw from answers where key = ?",
+                    (call.key,),
+                ),
+                ("delete from answers where key = ?", (call.key,)),
+            ]
+        statement = "update calls set state = ?, picousd = ?, detail = ? where id = ?"
+        self._operations.append((statement, (state, picousd, detail[:500], call.id)))
+
+    def put_batch(self, rows: Iterable[tuple[Call, bytes, float | None]], *, teacher: str, at: float) -> None:
+        """Write down answers that cost nothing but time, all on the disk when it returns."""
+        operations: list[Operation] = []
+        for call, raw, latency_seconds in rows:
+            operations.append(
+                (
+                    "insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd, state, picousd) "
+                    "values (?, ?, ?, ?, ?, 0, 'answered', 0)",
+                    (call.id, call.key, call.purpose, teacher, at),
+                )
+            )
+            operations += _keep(call.id, call.key, raw, latency_seconds)
+        self._commit(operations)
+
+    def cut_off(self) -> list[Call]:
+        """The calls that were under way when an earlier process was killed."""
+        rows = self._read.execute(
+            "select id, key, purpose, reserved_picousd, state, picousd from calls where state = 'sent'"
+        )
+        return [Call(*row) for row in rows]
+
+    def total(self, purpose: str) -> Total:
+        """What the calls for `purpose` have cost; of those whose price is not known, nothing."""
+        row = self._read.execute(
+            "select coalesce(sum(picousd), 0), coalesce(sum(case when state = 'unknown' then picousd end), 0), count(*), "
+            "coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) from calls where purpose = ?",
+            (purpose,),
+        ).fetchone()
+        return Total(*row)
+
+    async def flush(self) -> None:
+        """Wait until everything noted is on the disk."""
+        await self._write()
+
+    async def _write(self, *operations: Operation) -> None:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._operations += operations
+        self._waiting.append(future)
+        if self._writing is None or self._writing.done():
+            self._writing = loop.create_task(self._write_on())
+        await future
+
+    async def _write_on(self) -> None:
+        """Write what has come together while the last part was written, until there is nothing more."""
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            operations, waiting = self._operations, self._waiting
+            self._operations, self._waiting = [], []
+            try:
+                await loop.run_in_executor(self._writer, self._commit, operations)
+            except Exception as error:  # noqa: BLE001 -- told to all who wait
+                for future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+
+    def _commit(self, operations: list[Operation]) -> None:
+        with _disk_told(self._path):
+            self._db.execute("begin immediate")
+            try:
+                for statement, values in operations:
+                    self._db.execute(statement, values)
+                self._db.execute("commit")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("rollback")
+                raise
+
+
+def _keep(call: str, key: str, raw: bytes, latency_seconds: float | None) -> tuple[Operation]:
+    return (
+        (
+            "insert or ignore into answers (key, call, latency_seconds, raw) values (?, ?, ?, ?)",
+            (key, call, latency_seconds, zlib.compress(raw, 1)),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise NexaError(
+            f"{path}: {error}. Answers stored before are kept; mend it and run the same command again."
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise NexaError(f"{path}: {error}. Move it away and restore a copy of it, or buy its answers again.") from None
