@@ -31,6 +31,16 @@ def bytes_by_id(tokenizer: Tokenizer) -> dict[int, bytes]:
     return {index: spelled(name) for name, index in tokenizer.get_vocab(with_added_tokens=True).items()}
 
 
+def id_by_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """The token that has just these bytes; of several the one that text is encoded with, so that names of bytes come last."""
+    names = {index: name for name, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+    spelled = bytes_by_id(tokenizer)
+    found: dict[bytes, int] = {}
+    for index in sorted(names, key=lambda index: (BYTE_NAME.fullmatch(names[index]) is not None, index)):
+        found.setdefault(spelled[index], index)
+    return found
+
+
 def _kinds(part: dict[str, Any] | None, below: str) -> list[str]:
     if part is None:
         return []
