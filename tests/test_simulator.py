@@ -24,6 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from xxhash import xxh3_128_digest
 
 from nexa_core.errors import UserError
+from nexa_llm.logprobs import TokenIds
+from nexa_llm.parse import parse_answer
 from nexa_llm.simulator.answers import DrawnWords
 from nexa_llm.simulator.bill import parse_price
 from nexa_llm.simulator.faults import ENDINGS, FAULTS, parse_faults
@@ -192,6 +194,17 @@ def byte_level_tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|eos|>"], initial_alphabet=alphabet)  # type: ignore[call-arg]
     tokenizer.train_from_iterator([" then the sum of these is three"] * 9, trainer)
     return tokenizer
+
+
+def test_a_refusal_is_read_as_one_although_the_logprobs_are_its_own(tmp_path: Path) -> None:
+    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with simulator("--faults", "refusal=1", "--tokenizer", str(tmp_path / "tokenizer.json")) as running:
+        answer = running.ask(logprobs=True, top_logprobs=2)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["content"] is None
+    assert len(logprobs["refusal"]) == answer["usage"]["completion_tokens"]
+    read = parse_answer(json.dumps(answer).encode(), "", token_ids=TokenIds(tmp_path / "tokenizer.json"))
+    assert (read.status, read.logprobs) == ("refused", None)
 
 
 def test_tokens_of_sentence_pieces_are_spelled_out(tmp_path: Path) -> None:
