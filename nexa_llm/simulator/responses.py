@@ -48,11 +48,19 @@ def completion(answer: Generated, *, model: str, digest: bytes) -> bytes:
     choice = {
         "index": 0,
         "message": message,
-        "logprobs": None if answer.logprobs is None else {"content": answer.logprobs, "refusal": None},
+        "logprobs": _logprobs(answer),
         "finish_reason": answer.finish_reason,
     }
     usage = (answer.prompt_tokens, answer.completion_tokens)
     return _completion([choice], model=model, digest=digest, usage=usage)
+
+
+def _logprobs(answer: Generated) -> dict[str, Any] | None:
+    """Those of a refusal have a place of their own."""
+    if answer.logprobs is None:
+        return None
+    names = ("refusal", "content") if answer.refusal is not None else ("content", "refusal")
+    return dict(zip(names, (answer.logprobs, None), strict=True))
 
 
 def without_choices(*, model: str, digest: bytes) -> bytes:

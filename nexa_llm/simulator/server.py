@@ -211,7 +211,7 @@ class Simulator:
         else:
             taken, finish_reason = self._take(asked, self._is.answerer.answer(asked, digest), ending)
         logprobs = None
-        if asked.top_logprobs is not None and ending != "refusal":
+        if asked.top_logprobs is not None:
             logprobs = token_logprobs(
                 taken.pieces,
                 digest,

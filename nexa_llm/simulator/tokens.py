@@ -1,20 +1,17 @@
 """How the simulator counts and cuts text: pieces of four bytes, or the tokens of a tokenizer.json."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
 from nexa_core.errors import UserError
+from nexa_llm.token_bytes import bytes_by_id
 
 BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
-WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
-BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ class FileTokens:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises this very class
             raise UserError(f"Cannot read the tokenizer {path}: {error}. Give a tokenizer.json.") from error
-        self._bytes_by_id = _bytes_by_id(self._tokenizer)
+        self._bytes_by_id = bytes_by_id(self._tokenizer)
         special = {index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self.vocabulary = [data for index, data in sorted(self._bytes_by_id.items()) if index not in special]
 
@@ -83,37 +80,3 @@ class FileTokens:
         if len(ids) == len(encoding.ids):
             return Taken(text, pieces, is_whole=True)
         return Taken(text[: encoding.offsets[len(ids) - 1][1]], pieces, is_whole=False)
-
-
-def _bytes_by_id(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """What each token stands for in a text, which its name in the file only hints at."""
-    kinds = set(_decoder_kinds(json.loads(tokenizer.to_str()).get("decoder")))
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    byte_by_char = {char: byte for byte, char in _char_by_byte().items()}
-
-    def spelled(name: str) -> bytes:
-        if name in added:
-            return name.encode()
-        if "ByteLevel" in kinds:
-            return bytes(byte_by_char[char] for char in name)
-        if "ByteFallback" in kinds and (found := BYTE_NAME.fullmatch(name)):
-            return bytes([int(found[1], 16)])
-        return name.replace(WORD_MARK, " ").encode() if kinds & {"Metaspace", "Replace"} else name.encode()
-
-    return {index: spelled(name) for name, index in tokenizer.get_vocab(with_added_tokens=True).items()}
-
-
-def _decoder_kinds(decoder: dict[str, Any] | None) -> list[str]:
-    if decoder is None:
-        return []
-    return [decoder["type"], *(kind for below in decoder.get("decoders", ()) for kind in _decoder_kinds(below))]
-
-
-def _char_by_byte() -> dict[int, str]:
-    """The printable character that stands for each byte in the names of byte-level tokens.
-
-    Source: bytes_to_unicode in https://github.com/openai/gpt-2/blob/master/src/encoder.py
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + rank) for rank, byte in enumerate(others)}
