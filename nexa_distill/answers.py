@@ -12,12 +12,18 @@ BOXED = "\\boxed{"
 
 def final_answer(text: str) -> str | None:
     """What stands behind the last `####`, in the last `\\boxed{}`, or else the last number; None where there is none of them."""
-    if marked := AFTER_MARK.findall(text):
-        return str(marked[-1]).strip() or None
-    if (start := text.rfind(BOXED)) >= 0:
-        return _inside(text, start + len(BOXED))
+    if AFTER_MARK.search(text) or BOXED in text:
+        return marked_answer(text)
     found = IN_TEXT.findall(text)
     return found[-1] if found else None
+
+
+def marked_answer(text: str) -> str | None:
+    """What stands behind the last `####`, or in the last `\\boxed{}`."""
+    if marked := AFTER_MARK.findall(text):
+        return str(marked[-1]).strip() or None
+    start = text.rfind(BOXED)
+    return None if start < 0 else _inside(text, start + len(BOXED))
 
 
 def as_number(answer: str) -> Fraction | None:

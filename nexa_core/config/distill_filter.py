@@ -30,7 +30,7 @@ class MathCheck(Settings):
 
     name: Literal["math"]
     reference: str
-    """The key of the row's `extra_json` that holds the reference, an answer or a whole solution."""
+    """The key of the row's `extra_json` that holds the reference: an answer, or a solution that marks it."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """For one comparison; what takes longer is rejected with this reason."""
 

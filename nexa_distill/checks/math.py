@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 
 from nexa_core.config.distill_filter import MathCheck
 from nexa_core.paths import Layout
-from nexa_distill.answers import as_number, final_answer
+from nexa_distill.answers import as_number, final_answer, marked_answer
 from nexa_distill.checks import Check, Pair, Rejection
 from nexa_distill.checks.reference import reference_of, shown
 
@@ -21,7 +21,7 @@ def check_math(settings: MathCheck, layout: Layout) -> Check:
 
     def reject(pair: Pair) -> Rejection | None:
         reference = reference_of(pair, settings.reference)
-        wanted = final_answer(reference) or reference
+        wanted = marked_answer(reference) or reference
         given = final_answer(pair.completion)
         if given is None:
             return Rejection(NO_ANSWER, shown(pair.completion))
