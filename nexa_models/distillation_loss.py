@@ -95,10 +95,16 @@ def summed_divergence_of_states(
     teacher_head: nn.Module,
     divergence: Divergence,
     weights: Tensor | None = None,
+    *,
+    targets: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """The same of hidden states (n, H) and output layers, which are applied chunk by chunk: no (n, V) exists at any time.
 
     The output layers have to be linear. Gradients are computed in the forward pass.
+
+    Args:
+        targets: (n,) tokens; `share` of the divergence is then added to the rest of their cross entropy, at temperature 1.
     """
 
     def teacher(start: int, stop: int) -> Tensor:
@@ -108,7 +114,7 @@ def summed_divergence_of_states(
 
     weight, bias = student_head.weight, getattr(student_head, "bias", None)
     loss: Tensor = _OfStates.apply(
-        student_states, weight, bias, teacher, divergence, _ones(student_states, weights), len(weight)
+        student_states, weight, bias, teacher, divergence, _ones(student_states, weights), targets, share
     )
     return loss
 
@@ -192,16 +198,20 @@ class _OfStates(torch.autograd.Function):
         teacher: Callable[[int, int], Tensor],
         divergence: Divergence,
         weights: Tensor,
-        num_tokens: int,
+        targets: Tensor | None,
+        share: float,
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         of_states = torch.empty_like(states)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
-        for start, stop in _chunks(len(states), num_tokens, states.device):
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for start, stop in _chunks(len(states), len(weight), states.device):
             chunk = states[start:stop]
             logits = functional.linear(chunk, weight.to(chunk.dtype), None if bias is None else bias.to(chunk.dtype))
-            loss, of_logits = _loss_and_gradient(logits, teacher(start, stop), divergence, weights[start:stop], True)
+            wanted = None if targets is None else targets[start:stop]
+            loss, of_logits = _loss_and_gradient(
+                logits, teacher(start, stop), divergence, weights[start:stop], True, targets=wanted, share=share
+            )
             total += loss
             of_states[start:stop].copy_(of_logits.to(chunk.dtype) @ weight.to(chunk.dtype))
             if of_weight is not None:
@@ -220,17 +230,26 @@ class _OfStates(torch.autograd.Function):
             None if of_weight is None else (of_weight * outer).to(ctx.kinds),
             None if of_bias is None else (of_bias * outer).to(ctx.kinds),
         ]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _loss_and_gradient(
-    logits: Tensor, teacher_log_probs: Tensor, divergence: Divergence, weights: Tensor, wants_gradient: bool
+    logits: Tensor,
+    teacher_log_probs: Tensor,
+    divergence: Divergence,
+    weights: Tensor,
+    wants_gradient: bool,
+    *,
+    targets: Tensor | None = None,
+    share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum over a chunk, with the factor T * T, and its gradient by the logits (float32)."""
     leaf = logits.detach().float().requires_grad_(wants_gradient)
     with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
         student = functional.log_softmax(leaf / divergence.temperature, dim=-1)
         loss = (divergence(student, teacher_log_probs) * weights).sum() * divergence.temperature**2
+        if targets is not None:
+            loss = share * loss + (1 - share) * functional.cross_entropy(leaf, targets, reduction="sum")
         gradient = torch.autograd.grad(loss, leaf)[0] if wants_gradient else leaf
     return loss.detach(), gradient
 
