@@ -20,7 +20,7 @@ MAX_REASONS = 200
 
 def key_of(row_id: str, sample_index: int, request_sha256: str | None) -> int:
     """The number that an answer goes by: of another request, even to the same prompt, it is another answer."""
-    return xxhash.xxh3_64_intdigest(f"{row_id}\0{sample_index}\0{request_sha256 or ''}")
+    return xxhash.xxh3_64_intdigest(f"{row_id}\0{sample_index}\0{request_sha256 or ''}".encode(errors="surrogatepass"))
 
 
 @dataclass

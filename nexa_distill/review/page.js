@@ -6,21 +6,24 @@ const about = JSON.parse(meta("about"));
 const view = { show: "all", state: "any", text: "" };
 const drafts = new Map(); // row -> text that was left unsaved
 const DECIDED = { accept: "✓ accepted", reject: "✕ rejected", edit: "✎ edited", none: "" };
-const SAVED = { accept: "Accepted", reject: "Rejected", edit: "Edit saved", none: "Decision cleared" };
+const SAVED = { accept: "Accepted", reject: "Rejected", edit: "Edited", none: "Decision cleared" };
 const CONTROL = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g; // also those that turn a text around
 
 let shown = null; // the server's answer for the pair that is on the screen
 let row = null;
-let busy = false; // whether a decision is on its way: until its pair is gone no key may decide on the next
+let last = Promise.resolve();
+let pending = 0; // actions that have not ended: meanwhile no key may decide, because what it was meant for may be gone
+let search = new AbortController();
 
 // The server.
 
 async function call(path, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "X-Review-Token": meta("token") }, body: JSON.stringify(body) };
+  const options = body === undefined ? { signal: search.signal } : { method: "POST", headers: { "X-Review-Token": meta("token") }, body: JSON.stringify(body) };
   let answer;
   try {
     answer = await fetch(path, options);
-  } catch {
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Error("The review does not answer, so nothing more is saved. Start `nexa review` again and reload this page.");
   }
   const value = await answer.json();
@@ -29,6 +32,7 @@ async function call(path, body) {
 }
 
 async function load(from, move = "stay") {
+  keepDraft();
   const asked = new URLSearchParams({ ...view, move });
   if (from !== null) asked.set("row", from);
   if (view.text) say(`Searching for “${view.text}” …`);
@@ -46,28 +50,31 @@ async function load(from, move = "stay") {
 }
 
 // One thing after the other; what goes wrong is told on the page.
-async function work(action) {
-  if (busy) return;
-  busy = true;
-  try {
-    await action();
-  } catch (error) {
-    trouble(error.message);
-    if (error.status === 409 && row !== null) await load(row).then(() => trouble(error.message), () => {});
-  } finally {
-    busy = false;
-  }
+function work(action) {
+  pending += 1;
+  last = last.then(action).catch(tell).finally(() => { pending -= 1; });
+  return last;
+}
+
+async function tell(error) {
+  if (error.name === "AbortError") return;
+  if (error.status === 409 && row !== null) await load(row).catch(() => {});
+  trouble(error.message);
 }
 
 // What can be done.
 
-const go = (move) => work(() => load(row, row === null ? "stay" : move));
+function go(move) {
+  if (pending < 20) work(() => load(row, row === null ? "stay" : move));
+}
 
-const decide = (decision, completion) => work(async () => {
+// Do something about the pair that is seen; nothing while another action has not ended, or the pair is being edited.
+function act(action) {
   const sample = current();
-  if (!sample || openEditor()?.hidden === false) return;
-  await save([{ sample, decision, completion }], "next");
-});
+  if (!pending && sample && !isEditing()) work(() => action(sample));
+}
+
+const decide = (decision) => act((sample) => save([{ sample, decision }], "next"));
 
 async function save(decisions, move) {
   const kept = decisions.find(({ sample, decision }) => decision === "accept" && sample.edited !== null);
@@ -76,40 +83,42 @@ async function save(decisions, move) {
   if (changes.length) {
     await call("/decide", changes.map(({ sample, decision, completion }) => ({ row: sample.row, decision, completion, version: sample.version })));
     changes.forEach(({ sample }) => drafts.delete(sample.row));
+    if (isEditing()) openEditor().hidden = true;
   }
   await load(row, move);
   say(changes.length ? `${told}, saved.` : `${told} before.`);
 }
 
-const acceptOnly = () => work(async () => {
-  const sample = current();
-  if (!sample || shown.num_samples < 2 || openEditor()?.hidden === false) return;
+const acceptOnly = () => act(async (sample) => {
+  if (shown.num_samples < 2) return;
   if (shown.num_samples > shown.samples.length) return say("There are more samples than fit here: decide on each.");
   const others = shown.samples.filter((each) => each !== sample);
   await save([{ sample, decision: "accept" }, ...others.map((each) => ({ sample: each, decision: "reject" }))], "next-prompt");
 });
 
-const clear = () => work(async () => {
-  const sample = current();
-  if (sample && sample.decision !== "none") await save([{ sample, decision: "none" }], "stay");
+const clear = () => act(async (sample) => {
+  if (sample.decision !== "none") await save([{ sample, decision: "none" }], "stay");
 });
 
-const undo = () => work(async () => {
-  if (openEditor()?.hidden === false) return;
-  const { row: back } = await call("/undo", {});
-  await load(back);
-  say("Undone, saved.");
-});
+function undo() {
+  if (pending || isEditing()) return;
+  work(async () => {
+    const { row: back } = await call("/undo", {});
+    await load(back);
+    say("Undone, saved.");
+  });
+}
 
 // The edit box.
 
 const currentCard = () => document.querySelector(".sample[aria-current]");
 const openEditor = () => currentCard()?.querySelector(".editor");
+const isEditing = () => openEditor()?.hidden === false;
 
 function edit() {
   const card = currentCard();
   const sample = current();
-  if (busy || !sample) return;
+  if (pending || !sample || isEditing()) return;
   const box = card.querySelector("textarea");
   box.value = drafts.get(sample.row) ?? sample.edited ?? sample.completion ?? "";
   card.querySelector(".hint").textContent = drafts.has(sample.row) ? "Your draft, not saved yet." : "";
@@ -120,27 +129,30 @@ function edit() {
   bar();
 }
 
-function leave() {
-  const card = currentCard();
+// Remember what stands in the box where it is not what is saved; whether it is.
+function keepDraft() {
+  if (!isEditing()) return false;
   const sample = current();
-  const box = card.querySelector("textarea");
-  const isDraft = box.value !== asEdited(sample.edited ?? sample.completion ?? "");
-  if (isDraft) drafts.set(sample.row, box.value);
+  const { value } = currentCard().querySelector("textarea");
+  const isDraft = value !== asEdited(sample.edited ?? sample.completion ?? "");
+  if (isDraft) drafts.set(sample.row, value);
   else drafts.delete(sample.row);
-  card.querySelector(".editor").hidden = true;
-  card.querySelector(".answer").hidden = false;
+  return isDraft;
+}
+
+function leave() {
+  const isDraft = keepDraft();
+  draw();
   say(isDraft ? "Not saved. The draft waits here: e goes on with it." : "Nothing changed.");
-  box.blur();
-  bar();
 }
 
 function saveEdit() {
+  if (pending) return;
   const sample = current();
   const text = currentCard().querySelector("textarea").value;
   const was = sample.edited ?? sample.completion ?? "";
   if (text === asEdited(was)) return leave();
   const completion = was.includes("\r\n") ? text.replaceAll("\n", "\r\n") : text; // a text box makes all ends of lines alike
-  drafts.set(sample.row, text);
   work(() => save([{ sample, decision: "edit", completion }], "next"));
 }
 
@@ -275,16 +287,13 @@ function drawEnd() {
 // Which buttons can be used.
 function bar() {
   const sample = current();
-  const isEditing = openEditor()?.hidden === false;
-  for (const id of ["accept", "reject", "edit"]) byId(id).disabled = !sample || isEditing;
-  byId("undo").disabled = isEditing;
-  byId("clear").disabled = !sample || sample.decision === "none" || isEditing;
+  for (const id of ["accept", "reject", "edit", "only"]) byId(id).disabled = !sample || isEditing();
+  byId("undo").disabled = isEditing();
+  byId("clear").disabled = !sample || sample.decision === "none" || isEditing();
   byId("only").hidden = !sample || shown.num_samples < 2;
-  byId("only").disabled = isEditing;
 }
 
 function choose(sample) {
-  if (openEditor()?.hidden === false) leave();
   work(() => load(sample.row));
 }
 
@@ -298,15 +307,17 @@ function trouble(text) {
 
 // The view.
 
-async function look() {
+function look() {
+  search.abort();
+  search = new AbortController();
   Object.assign(view, { show: byId("show").value, state: byId("state").value, text: byId("text").value.trim() });
-  await work(() => load(null));
+  return work(() => load(null));
 }
 
 let waiting = null;
 function lookSoon() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => (busy ? lookSoon() : look()), 250);
+  waiting = setTimeout(look, 250);
 }
 
 function fillView() {
@@ -358,7 +369,7 @@ function pressed(event) {
   const action = sample ? () => choose(sample) : KEYS[event.key];
   if (!action) return;
   event.preventDefault();
-  if (openEditor()?.hidden === false && event.key !== "?") return; // what is being edited is neither left nor decided on by a key
+  if (isEditing() && event.key !== "?") return; // what is being edited is neither left nor decided on by a key
   if (!event.repeat || MAY_REPEAT.has(event.key)) action();
 }
 
@@ -384,7 +395,8 @@ function listen() {
   for (const id of ["show", "state"]) byId(id).addEventListener("change", lookSoon);
   byId("text").addEventListener("input", lookSoon);
   addEventListener("beforeunload", (event) => {
-    if (drafts.size || openEditor()?.hidden === false) event.preventDefault();
+    keepDraft();
+    if (drafts.size) event.preventDefault();
   });
 }
 
