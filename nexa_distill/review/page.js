@@ -51,9 +51,14 @@ async function load(from, move = "stay") {
 
 // One thing after the other; what goes wrong is told on the page.
 function work(action) {
-  pending += 1;
-  last = last.then(action).catch(tell).finally(() => { pending -= 1; });
+  count(1);
+  last = last.then(action).catch(tell).finally(() => count(-1));
   return last;
+}
+
+function count(more) {
+  pending += more;
+  byId("main").ariaBusy = pending > 0;
 }
 
 async function tell(error) {
