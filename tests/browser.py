@@ -24,7 +24,16 @@ FLAGS = (
     *("--no-proxy-server", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars"),
 )
 MODIFIERS = {"Alt": 1, "Ctrl": 2, "Meta": 4, "Shift": 8}
-CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Space": 32}
+CODES = {
+    "Enter": 13,
+    "Escape": 27,
+    "Tab": 9,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Space": 32,
+}
 TYPED = {"Enter": "\r", "Space": " "}
 READY = "document.documentElement?.dataset.ready === 'true'"
 
@@ -146,7 +155,9 @@ class Page:
         """Until a JavaScript expression is true."""
         ends = time.monotonic() + SECONDS_TO_ANSWER
         while not self.read(expression):
-            assert time.monotonic() < ends, f"never true: {expression}; the page says: {self.read('document.body.innerText')}"
+            assert time.monotonic() < ends, (
+                f"never true: {expression}; the page says: {self.read('document.body.innerText')}"
+            )
             time.sleep(0.01)
 
     def press(self, *keys: str) -> None:
@@ -171,7 +182,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element with the mouse."""
-        box = self.read(f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getBoundingClientRect().toJSON()))({_find(selector)})")
+        box = self.read(
+            f"(e => (e.scrollIntoView({{block: 'nearest'}}), e.getBoundingClientRect().toJSON()))({_find(selector)})"
+        )
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **at)

@@ -49,7 +49,9 @@ def write_outputs(layout: Layout, answers: list[list[Sample]]) -> Path:
     with ExitStack() as stack:
         table = OutputTable(stack, path)
         for number, samples in enumerate(answers):
-            prompt = Prompt(f"row{number}", f"Question {number}?", json.dumps({"reference": f"R{number}", "more": [number]}))
+            prompt = Prompt(
+                f"row{number}", f"Question {number}?", json.dumps({"reference": f"R{number}", "more": [number]})
+            )
             for index, about in enumerate(samples):
                 answer = Answer(**{"request_sha256": f"request {number} {index}", "cost_picousd": 1_500_000, **about})
                 table.add(prompt, index, answer, teacher="recorded:x", parameters_json="{}", prompt_sha256="p")
@@ -234,7 +236,9 @@ def test_a_decision_on_another_answer_to_the_same_prompt_does_not_count(
 
 def test_views_select_by_verdict_status_decision_and_text(outputs: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexa_distill.review.pairs.ROWS_A_BATCH", 2)
-    write_filtered(outputs, {1: ("math", "wrong answer", "is 1"), 2: ("length", "too long", ""), 4: ("status", "failed", "")})
+    write_filtered(
+        outputs, {1: ("math", "wrong answer", "is 1"), 2: ("length", "too long", ""), 4: ("status", "failed", "")}
+    )
     review = Review(outputs, KEY)
     review.decide([{"row": 3, "decision": "edit", "completion": "Something OTHER.", "version": 0}])
 
@@ -389,7 +393,7 @@ def test_the_command_says_where_the_page_is_and_ends_with_what_was_decided(outpu
     with command(outputs) as (process, url):
         for row, decision in ((0, "accept"), (1, "reject")):
             ask(f"{url}/decide", [{"row": row, "decision": decision, "version": 0}], **token_of(url))
-        with pytest.raises(UserError, match="Another `nexa review` has .* open"):
+        with pytest.raises(UserError, match=r"Another `nexa review` has .* open"):
             Review(outputs, KEY)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=20)
@@ -542,7 +546,10 @@ def test_what_pairs_say_is_shown_as_text_and_never_obeyed(layout: Layout, browse
         page.wait("document.querySelector('.answer mark')?.textContent === '<script'")
         assert page.text(".answer") == seen
         assert page.text("#show").count(seen) == 2
-        assert page.read("[document.title, document.querySelectorAll('img, main script').length]") == [f"{KEY} · review", 0]
+        assert page.read("[document.title, document.querySelectorAll('img, main script').length]") == [
+            f"{KEY} · review",
+            0,
+        ]
 
 
 @pytest.mark.browser
@@ -573,7 +580,9 @@ def test_filters_and_search_lead_from_pair_to_pair_and_survive_a_reload(outputs:
     write_filtered(outputs, {1: ("math", "wrong answer", "is 1"), 3: ("math", "wrong answer", "is 3")})
     with reviewing(outputs) as url:
         page = browser.open(url)
-        page.read("(s => { s.value = 'rejected'; s.dispatchEvent(new Event('change')) })(document.getElementById('show'))")
+        page.read(
+            "(s => { s.value = 'rejected'; s.dispatchEvent(new Event('change')) })(document.getElementById('show'))"
+        )
         is_at(page, "pair 1 of 2")
         assert page.text(".verdict") == "✕ Rejected by math: wrong answer — is 1"
         page.press("a")
@@ -637,7 +646,9 @@ def test_the_page_can_be_read_in_light_and_dark_and_on_a_phone(
         page.press("Escape", "e")
         assert page.read("document.activeElement.getAttribute('aria-label')") == "The completion, to edit"
         tree = page.call("Accessibility.getFullAXTree")["nodes"]
-    controls = [node for node in tree if node.get("role", {}).get("value") in ("button", "combobox", "searchbox", "textbox")]
+    controls = [
+        node for node in tree if node.get("role", {}).get("value") in ("button", "combobox", "searchbox", "textbox")
+    ]
     assert len(controls) > 8
     assert all(node["name"]["value"].strip() for node in controls)
 
@@ -645,7 +656,8 @@ def test_the_page_can_be_read_in_light_and_dark_and_on_a_phone(
 POOR_CONTRASTS = """
 (() => {
   const light = (color) => {
-    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (e) => e === null ? getComputedStyle(document.body).backgroundColor

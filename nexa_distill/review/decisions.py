@@ -17,8 +17,6 @@ from nexa_distill.review.index import DECISIONS, Index, key_of
 
 logger = logging.getLogger(__name__)
 
-NONE, ACCEPT, REJECT, EDIT = range(len(DECISIONS))
-
 
 @dataclass(frozen=True)
 class Change:
@@ -81,30 +79,29 @@ class Decisions:
         """
         self._journal.append(change.as_json() for change in changes)
         for change in changes:
-            self._note(change.row, DECISIONS.index(change.decision), change.completion)
+            self._note(change.row, change.decision, change.completion)
 
     def close(self) -> None:
         self._journal.close()
 
-    def _note(self, row: int, decision: int, completion: str | None) -> None:
+    def _note(self, row: int, decision: str, completion: str | None) -> None:
         self._num_lines += 1
-        self._index.decisions[row] = decision
+        self._index.decisions[row] = DECISIONS.index(decision)
         self._index.versions[row] = self._num_lines
         self.edits.pop(row, None)
-        if completion is not None:
+        if decision == "edit" and completion is not None:
             self.edits[row] = completion
 
     def _read(self) -> None:
         strangers = 0
         for value in self._values():
-            decision = DECISIONS.index(value["decision"])
             key = key_of(value["row_id"], value["sample_index"], value.get("request_sha256"))
             row = int(self._index.find(np.array([key], dtype=np.uint64))[0])
             if row < 0:
                 strangers += 1
                 self._num_lines += 1
             else:
-                self._note(row, decision, value["completion"] if decision == EDIT else None)
+                self._note(row, value["decision"], value.get("completion"))
         if strangers:
             logger.warning(
                 "%s: %d lines are about answers that this dataset does not have (of an earlier one); they are left as they are",

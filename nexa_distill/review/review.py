@@ -1,6 +1,7 @@
 """A review: pairs to look at, through a view of some of them, and the decisions about them."""
 
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from nexa_distill.review.index import DECISIONS, KEPT, UNKNOWN, add_verdicts, ma
 from nexa_distill.review.pairs import PairFile, Row
 from nexa_distill.review.verdicts import find_filtered
 from nexa_distill.review.views import View, choices, first_of, left_of, moved, rows_of
+
+logger = logging.getLogger(__name__)
 
 MAKE = "nexa collect-teacher"
 SHOWN = (
@@ -171,6 +174,10 @@ class Review:
                 f"{self._filtered.key} was made of other answers than those that {self.key} has now. Filter them anew with "
                 "`nexa filter-pairs`, or choose another result with --filtered."
             )
+        if strangers:
+            logger.warning(
+                "%s: %d rows are of answers that %s does not have now", self._filtered.key, strangers, self.key
+            )
         return rejected
 
     def _search(self, text: str) -> np.ndarray:
@@ -249,7 +256,9 @@ def _extra(text: str | None) -> dict[str, str]:
     except ValueError:
         value = text
     named = value if isinstance(value, dict) else {"extra": value}
-    return {name: each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for name, each in named.items()}
+    return {
+        name: each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for name, each in named.items()
+    }
 
 
 def _check_completion(text: str) -> None:
@@ -258,4 +267,6 @@ def _check_completion(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError("The completion has half of a character in it (a lone surrogate), which no file can hold.") from None
+        raise UserError(
+            "The completion has half of a character in it (a lone surrogate), which no file can hold."
+        ) from None

@@ -25,7 +25,11 @@ HOST_NAMES = ("127.0.0.1", "localhost")
 """What a browser may call this machine. A page of another site that points its own name here is sent away by it."""
 MOST_BYTES = 32 * 2**20
 SECONDS_TO_END = 2.0
-FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -110,7 +114,9 @@ class Pages:
         except Conflict as error:
             response = _answer({"error": str(error)}, 409)
         except OSError as error:
-            response = _answer({"error": f"Not saved: {error.filename}: {error.strerror}. Mend it and decide again."}, 507)
+            response = _answer(
+                {"error": f"Not saved: {error.filename}: {error.strerror}. Mend it and decide again."}, 507
+            )
         response.headers.update(HEADERS)
         return response
 

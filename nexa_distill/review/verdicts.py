@@ -33,22 +33,18 @@ def find_filtered(layout: Layout, outputs: Place, given: str | None) -> Filtered
         place = place_of(layout, given, KEPT)
         require_file(layout, place, KEPT, make=MAKE)
         return _files(layout, place.key)
-    found = [(path, manifest) for path, manifest in list_manifests(layout, "distillation") if _is_of(manifest, outputs)]
-    found = [(path, manifest) for path, manifest in found if _exists(layout, manifest)]
+    manifests = [path for path, manifest in list_manifests(layout, "distillation") if _is_of(manifest, outputs)]
+    found = [path for path in manifests if _files(layout, path.stem).rejected_path.is_file()]
     if not found:
         return None
-    path, manifest = max(found, key=lambda each: each[0].stat().st_mtime_ns)
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns).stem
     if len(found) > 1:
-        logger.info("showing what %s made of them, the newest of %d; --filtered chooses another", path.stem, len(found))
-    return _files(layout, path.stem)
+        logger.info("showing what the filter %s made of them, the newest of %d; --filtered chooses", newest, len(found))
+    return _files(layout, newest)
 
 
 def _is_of(manifest: Manifest, outputs: Place) -> bool:
     return any(parent.get("dataset") == outputs.key for parent in manifest.get("parents") or [])
-
-
-def _exists(layout: Layout, manifest: Manifest) -> bool:
-    return _files(layout, f"{manifest['name']}_{manifest['version']}").kept_path.is_file()
 
 
 def _files(layout: Layout, key: str) -> Filtered:
