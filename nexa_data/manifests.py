@@ -12,6 +12,9 @@ from nexa_data.split import HELD_OUT
 
 FORMAT = "nexa.dataset/1"
 
+BESIDE = ("tokenizer", "rejects", "scores", "overlaps", "filtered", "rejected")
+"""What a manifest calls the files that belong to a dataset and are no split of it."""
+
 Manifest = Mapping[str, Any]
 Stood = tuple[Path, Manifest]
 """A dataset on disk: where its manifest lies, and the manifest."""
@@ -53,9 +56,7 @@ def training_splits(manifest: Manifest) -> tuple[str, ...]:
 def files_of(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     """The record of each file that belongs to a dataset."""
     yield from manifest["splits"].values()
-    yield from (
-        manifest[name] for name in ("tokenizer", "rejects", "scores", "overlaps") if manifest.get(name) is not None
-    )
+    yield from (manifest[name] for name in BESIDE if manifest.get(name) is not None)
     if manifest.get("sequences") is not None:
         yield from manifest["sequences"]["shards"].values()
         if "targets" in manifest["sequences"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_core import digests, durable
-from nexa_core.config.data import DatasetConfig, LoadedTokenizer
+from nexa_core.config.data import DatasetConfig, LoadedTokenizer, TokenizerConfig
 from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout
@@ -50,16 +50,26 @@ def make_tokenizer(places: Places, splits: list[str], origins: list[dict[str, An
     config = places.config.tokenizer
     if config is None:
         return None
+    if isinstance(config, LoadedTokenizer) and tokenizer_origins(places.config, places.layout)[0] not in origins:
+        raise UserError(f"{config.path} changed while rows were read; run the command again.")
+    files = [places.split(split) for split in splits]
+    return write_tokenizer(config, places.layout, places.tokenizer, files, key=places.config.key)
+
+
+def write_tokenizer(
+    config: TokenizerConfig, layout: Layout, target: Path, files: list[Path], *, key: str
+) -> dict[str, Any]:
+    """Train a tokenizer on the rows of some files, or load one, and write it to `target`; its record in a manifest.
+
+    Raises:
+        UserError: the file that is loaded is no tokenizer.
+    """
     if isinstance(config, LoadedTokenizer):
-        tokenizer = _load(places.layout.root / config.path)
-        if tokenizer_origins(places.config, places.layout)[0] not in origins:
-            raise UserError(f"{config.path} changed while rows were read; run the command again.")
+        tokenizer = _load(layout.root / config.path)
     else:
-        tokenizer = _train(places, splits, config.vocab_size)
-    durable.write_bytes(
-        places.tokenizer, tokenizer.to_str().encode("utf-8")
-    )  # no text to blank secrets in: tokens may be words
-    return manifests.describe_file(places.layout, places.tokenizer, vocab_size=tokenizer.get_vocab_size())
+        tokenizer = _train(files, config.vocab_size, key)
+    durable.write_bytes(target, tokenizer.to_str().encode("utf-8"))  # no text to blank secrets in: tokens may be words
+    return manifests.describe_file(layout, target, vocab_size=tokenizer.get_vocab_size())
 
 
 def make_sequences(
@@ -121,14 +131,14 @@ def _load(path: Path) -> "Tokenizer":
         raise UserError(f"tokenizer.path: {path} cannot be used: {str(error).strip().splitlines()[0]}") from None
 
 
-def _train(places: Places, splits: list[str], wanted: int) -> "Tokenizer":
+def _train(files: list[Path], wanted: int, key: str) -> "Tokenizer":
     from nexa_data.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer([places.split(split) for split in splits], wanted)
+    tokenizer = train_tokenizer(files, wanted)
     if tokenizer.get_vocab_size() < wanted:
         logger.warning(
             "%s: the training text yields %s tokens, fewer than tokenizer.vocab_size %s",
-            places.config.key, tokenizer.get_vocab_size(), wanted,
+            key, tokenizer.get_vocab_size(), wanted,
         )  # fmt: skip
     return tokenizer
 

@@ -56,13 +56,29 @@ def validate(dataset: Dataset) -> Validation:
     files = _files(dataset)
     if not files.holds:
         return Validation(dataset.key, (files,))
-    return Validation(dataset.key, (files, *_contents(dataset)))
+    contents = _contents(dataset) if dataset.kind in SCHEMAS else _table(dataset)
+    return Validation(dataset.key, (files, *contents))
 
 
 def _files(dataset: Dataset) -> Finding:
     records = list(manifests.files_of(dataset.manifest))
     damages = [damage for record in records if (damage := manifests.damage(dataset.layout, record))]
     return Finding("files", not damages, "; ".join(damages) or f"{len(records)} files have their digests")
+
+
+def _table(dataset: Dataset) -> Iterator[Finding]:
+    """Of a table that is no rows to train on, such as a teacher's answers."""
+    columns = [(column["name"], column["type"]) for column in dataset.manifest["columns"]]
+    wrong_schema, wrong_counts = list[str](), list[str]()
+    for split, expected in dataset.num_rows.items():
+        with parquet.ParquetFile(dataset.split_path(split), pre_buffer=False) as file:
+            if [(field.name, str(field.type)) for field in file.schema_arrow] != columns:
+                wrong_schema.append(split)
+            if file.metadata.num_rows != expected:
+                wrong_counts.append(f"{split} has {file.metadata.num_rows:,} rows instead of {expected:,}")
+    yield Finding("schema", not wrong_schema, _some(wrong_schema) or f"columns of {dataset.kind}")
+    counted = f"{sum(dataset.num_rows.values()):,}, as many as the manifest says"
+    yield Finding("rows", not wrong_counts, "; ".join(wrong_counts) or counted)
 
 
 def _contents(dataset: Dataset) -> Iterator[Finding]:

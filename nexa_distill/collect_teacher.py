@@ -2,20 +2,20 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 from nexa_core import digests, durable
+from nexa_core.config.ask import Price
 from nexa_core.config.distill import CollectConfig, DistillConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
 from nexa_distill.inputs import Inputs, Prompt
-from nexa_distill.outputs import SCHEMA, OutputTable
+from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
 from nexa_llm.ask import Asked, ask, open_teacher, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
@@ -26,10 +26,11 @@ from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "teacher_outputs"
 FEWEST_JUDGED = 50
 """Answers before a share of them is held against a limit."""
 ESTIMATED_FROM = 500
+NUM_SHOWN = 3
+ROWS_BETWEEN_UPDATES = 100
 FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", "name", "version")
 """Settings that decide no answer."""
 
@@ -46,6 +47,13 @@ class Collected:
     def as_json(self) -> dict[str, Any]:
         return dict(self.manifest)
 
+    def _asked_text(self) -> str:
+        if not self.is_new:
+            return "nothing was asked"
+        if self.manifest["config"]["teacher"].startswith("recorded:"):
+            return "all from the recording"
+        return f"bought now {self.asked.num_bought:,}, in the store before {self.asked.num_reused:,}"
+
     def as_text(self, layout: Layout) -> str:
         counts = self.manifest["statuses"]
         shown = ", ".join(f"{number:,} {status}" for status, number in counts.items() if number)
@@ -55,9 +63,7 @@ class Collected:
         )
         lines = [
             f"{self.place.key}: {sum(counts.values()):,} answers ({shown}){'' if self.is_new else ', unchanged'}",
-            f"bought now {self.asked.num_bought:,}, in the store before {self.asked.num_reused:,}"
-            if self.is_new
-            else "nothing was asked",
+            self._asked_text(),
             f"paid for this dataset: ${as_usd(paid['picousd']):.6f}{unknown}"
             if self.manifest["price"]
             else "the price is not known",
@@ -91,8 +97,37 @@ def collect(
         return Collected(place, standing, is_new=False, asked=Asked())
     price = price_of(settings, has_budget=settings.max_cost_usd is not None)
     asked, began = Asked(), time.monotonic()
-    statuses, tokens, cost = _write(settings, inputs, layout, place, asked)
-    manifest = {
+    tally = _write(settings, inputs, layout, place, asked)
+    manifest = describe(
+        layout,
+        place,
+        tally,
+        asked,
+        config=settings.resolved(),
+        price=price,
+        sources=[{"file": layout.relative(inputs.path), "sha256": inputs.sha256, "rows": inputs.num_rows}],
+        parents=[_parent(layout, inputs)],
+        fingerprint=digests.of_value(made_of),
+    )
+    durable.write_json(place.manifest_path, manifest)
+    logger.info("%s: %s answers, %.1f s", place.key, f"{tally.num_rows:,}", time.monotonic() - began)
+    return Collected(place, manifest, is_new=True, asked=asked)
+
+
+def describe(
+    layout: Layout,
+    place: Place,
+    tally: Tally,
+    asked: Asked,
+    *,
+    config: dict[str, Any],
+    price: Price | None,
+    sources: list[dict[str, Any]],
+    parents: list[dict[str, Any]],
+    fingerprint: str,
+) -> dict[str, Any]:
+    """The manifest of a teacher's answers whose file has its name."""
+    return {
         "format": manifests.FORMAT,
         "name": place.name,
         "version": place.version,
@@ -101,16 +136,16 @@ def collect(
         "columns": [{"name": field.name, "type": str(field.type)} for field in SCHEMA],
         "labels": [],
         "feature_shape": None,
-        "splits": {FOLDER: manifests.describe_file(layout, place.path, rows=statuses.total())},
-        "sources": [{"file": layout.relative(inputs.path), "sha256": inputs.sha256, "rows": inputs.num_rows}],
+        "splits": {FOLDER: manifests.describe_file(layout, place.path, rows=tally.num_rows)},
+        "sources": sources,
         "steps": [],
         "tokenizer": None,
-        "parents": [_parent(layout, inputs)],
-        "config": {**settings.resolved(), "output": {"name": FOLDER}},
-        "statuses": {status: statuses[status] for status in ("answered", "truncated", "refused", "failed")},
-        "tokens": {"prompt": tokens["prompt"], "completion": tokens["completion"]},
+        "parents": parents,
+        "config": {**config, "output": {"name": FOLDER}},
+        "statuses": tally.statuses,
+        "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
         "price": None if price is None else price.resolved(),
-        "cost_usd": None if price is None else as_usd(cost),
+        "cost_usd": None if price is None else as_usd(tally.cost_picousd),
         "ledger": {
             "purpose": place.key,
             "picousd": asked.total.picousd,
@@ -118,11 +153,8 @@ def collect(
             "num_calls": asked.total.num_calls,
         },
         "code": digests.of_code(),
-        "fingerprint": digests.of_value(made_of),
+        "fingerprint": fingerprint,
     }
-    durable.write_json(place.manifest_path, manifest)
-    logger.info("%s: %s answers, %.1f s", place.key, f"{statuses.total():,}", time.monotonic() - began)
-    return Collected(place, manifest, is_new=True, asked=asked)
 
 
 def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
@@ -152,12 +184,9 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     )
 
 
-def _write(
-    settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked
-) -> tuple[Counter[str], Counter[str], int]:
-    """The counts of statuses and tokens, and what the answers cost, once the file has its name."""
-    statuses, tokens, cost = Counter[str](), Counter[str](), 0
-    parameters = _parameters(settings)
+def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:
+    """What answers there are, once their file has its name."""
+    tally, parameters, failures = Tally(), _parameters(settings), list[str]()
     answers = ask(
         _requests(inputs, settings),
         settings,
@@ -170,7 +199,6 @@ def _write(
     with ExitStack() as stack, closing(answers), Progress("asking", total=total, unit="answers") as progress:
         table = OutputTable(stack, place.path)
         rows = ((prompt, index) for prompt in inputs for index in range(settings.samples))
-        failures: list[str] = []
         for (prompt, index), answer in zip(rows, answers, strict=True):
             table.add(
                 prompt,
@@ -180,18 +208,16 @@ def _write(
                 parameters_json=parameters,
                 prompt_sha256=digests.of_value(_messages(prompt.prompt, settings)),
             )
-            statuses[answer.status] += 1
-            tokens.update(prompt=answer.prompt_tokens or 0, completion=answer.completion_tokens or 0)
-            cost += answer.cost_picousd or 0
-            if answer.status == "failed" and len(failures) < 3:
+            tally.saw(answer)
+            if answer.status == "failed" and len(failures) < NUM_SHOWN:
                 failures.append(f"{prompt.row_id}: {answer.error}")
-            _check_truncated(statuses, settings)
-            if statuses.total() % 100 == 0:
-                progress.update(statuses.total(), _note(asked, cost))
-        _check_failed(statuses, settings, failures)
+            _check_truncated(tally, settings)
+            if tally.num_rows % ROWS_BETWEEN_UPDATES == 0:
+                progress.update(tally.num_rows, f"{asked.num_bought:,} bought, ${as_usd(tally.cost_picousd):.4f}")
+        _check_failed(tally, settings, failures)
         table.close()
         durable.remove(place.manifest_path)  # of the dataset that is being replaced
-    return statuses, tokens, cost
+    return tally
 
 
 def _requests(inputs: "Inputs | list[Prompt]", settings: CollectConfig) -> Iterator[ChatRequest]:
@@ -215,8 +241,8 @@ def _parameters(settings: CollectConfig) -> str:
     return digests.canonical_json(about).decode()
 
 
-def _check_truncated(statuses: Counter[str], settings: CollectConfig) -> None:
-    truncated, total = statuses["truncated"], statuses.total()
+def _check_truncated(tally: Tally, settings: CollectConfig) -> None:
+    truncated, total = tally.statuses["truncated"], tally.num_rows
     if total >= FEWEST_JUDGED and truncated > settings.max_truncated_share * total:
         raise GateError(
             f"{truncated:,} of the first {total:,} answers were cut off at max_tokens: {settings.sampling.max_tokens}, "
@@ -225,8 +251,8 @@ def _check_truncated(statuses: Counter[str], settings: CollectConfig) -> None:
         )
 
 
-def _check_failed(statuses: Counter[str], settings: CollectConfig, failures: list[str]) -> None:
-    failed, total = statuses["failed"], statuses.total()
+def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) -> None:
+    failed, total = tally.statuses["failed"], tally.num_rows
     if failed > settings.max_failed_share * total:
         raise GateError(
             f"{failed:,} of {total:,} answers failed, more than max_failed_share: {settings.max_failed_share:g}; e.g. "
@@ -236,10 +262,6 @@ def _check_failed(statuses: Counter[str], settings: CollectConfig, failures: lis
         logger.warning(
             "%d of %d answers failed, e.g. %s; --replace asks for them again", failed, total, "; ".join(failures)
         )
-
-
-def _note(asked: Asked, cost: int) -> str:
-    return f"{asked.num_bought:,} bought, ${as_usd(cost):.4f}"
 
 
 def _made_of(settings: CollectConfig, inputs: Inputs) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow
@@ -10,11 +10,17 @@ import pyarrow
 from nexa_core import durable
 from nexa_data.tables import Table
 from nexa_distill.inputs import Prompt
-from nexa_llm.chat import Answer
+from nexa_llm.chat import Answer, Status
 from nexa_llm.prices import as_usd
 
+FOLDER = "teacher_outputs"
 ROWS_A_BATCH = 512
 BYTES_OF_A_ROW, BYTES_OF_A_LOGPROB = 400, 8
+
+
+def _list(of: pyarrow.DataType) -> pyarrow.DataType:
+    return pyarrow.list_(pyarrow.field("element", of))  # as Parquet names it
+
 
 FIELDS: tuple[tuple[str, pyarrow.DataType], ...] = (
     ("row_id", pyarrow.string()),
@@ -33,15 +39,36 @@ FIELDS: tuple[tuple[str, pyarrow.DataType], ...] = (
     ("completion_tokens", pyarrow.int64()),
     ("cost_usd", pyarrow.float64()),
     ("latency_seconds", pyarrow.float64()),
-    ("token_ids", pyarrow.list_(pyarrow.int32())),
-    ("top_ids", pyarrow.list_(pyarrow.list_(pyarrow.int32()))),
-    ("top_logprobs", pyarrow.list_(pyarrow.list_(pyarrow.float32()))),
-    ("tail_mass", pyarrow.list_(pyarrow.float32())),
+    ("token_ids", _list(pyarrow.int32())),
+    ("top_ids", _list(_list(pyarrow.int32()))),
+    ("top_logprobs", _list(_list(pyarrow.float32()))),
+    ("tail_mass", _list(pyarrow.float32())),
     ("tokenizer_sha256", pyarrow.string()),
     ("extra_json", pyarrow.string()),
 )
 SCHEMA = pyarrow.schema(FIELDS)
 LOGPROBS = ("token_ids", "top_ids", "top_logprobs", "tail_mass", "tokenizer_sha256")
+
+
+STATUSES = get_args(Status)
+
+
+class Tally:
+    """What answers there are, and what they cost."""
+
+    def __init__(self) -> None:
+        self.statuses = dict.fromkeys(STATUSES, 0)
+        self.prompt_tokens = self.completion_tokens = self.cost_picousd = 0
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.statuses.values())
+
+    def saw(self, answer: Answer) -> None:
+        self.statuses[answer.status] += 1
+        self.prompt_tokens += answer.prompt_tokens or 0
+        self.completion_tokens += answer.completion_tokens or 0
+        self.cost_picousd += answer.cost_picousd or 0
 
 
 class OutputTable:
@@ -95,12 +122,12 @@ class OutputTable:
 
     def _write(self) -> None:
         if self._rows:
-            sizes = np.array([_size(row) for row in self._rows])
+            sizes = np.array([size_of(row) for row in self._rows])
             self._table.add(pyarrow.Table.from_pylist(self._rows, schema=SCHEMA), sizes)
             self._rows = []
 
 
-def _size(row: dict[str, Any]) -> int:
-    """About how many bytes a row takes; the same for the same row."""
-    texts = len(row["prompt"]) + len(row["completion"] or "") + len(row["extra_json"])
-    return BYTES_OF_A_ROW + texts + BYTES_OF_A_LOGPROB * sum(map(len, row["top_ids"] or ()))
+def size_of(row: dict[str, Any]) -> int:
+    """About how many bytes a row takes, of answers or of pairs made of them; the same for the same row."""
+    texts = len(row["prompt"]) + len(row["completion"] or "") + len(row["extra_json"] or "")
+    return BYTES_OF_A_ROW + texts + BYTES_OF_A_LOGPROB * sum(map(len, row.get("top_ids") or ()))

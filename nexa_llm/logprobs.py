@@ -8,6 +8,7 @@ from typing import Any
 from nexa_core import digests
 from nexa_core.errors import UserError
 from nexa_llm.chat import Logprobs
+from nexa_llm.token_bytes import id_by_bytes
 
 SAID_BY_ID = "token_id:"
 """How vLLM names a token with `return_tokens_as_token_ids`."""
@@ -27,11 +28,7 @@ class TokenIds:
                 f"tokenizer {tokenizer_path} cannot be read: {error}. It has to be the teacher's own tokenizer.json."
             ) from None
         self.sha256, self._path = digests.of_bytes(data), tokenizer_path
-        self._ids: dict[bytes, int] = {}
-        special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
-            key = token.encode() if token_id in special else token_bytes(token)
-            self._ids.setdefault(key, token_id)
+        self._ids = id_by_bytes(tokenizer)
 
     def read(self, places: Sequence[Mapping[str, Any]]) -> Logprobs:
         """The places of an answer as OpenAI's protocol lists them.
@@ -66,23 +63,3 @@ class TokenIds:
             return int(token.removeprefix(SAID_BY_ID))
         data = place.get("bytes")
         return self._ids.get(bytes(data) if data else token.encode())
-
-
-def token_bytes(token: str) -> bytes:
-    """The bytes that a token of a vocabulary stands for, in the spelling of byte-level BPE or of SentencePiece."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    try:
-        return bytes(BYTE_OF[character] for character in token)
-    except KeyError:
-        return token.replace("\u2581", " ").encode()
-
-
-def _bytes_by_character() -> dict[str, int]:
-    """The printable stand-ins of bytes. Source: Radford et al. 2019, encoder.py of GPT-2."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-BYTE_OF = _bytes_by_character()

@@ -12,7 +12,7 @@ DOWN, UP_SHARE = 0.5, 1 / 16
 
 
 class RateLimit:
-    """Lets `per_minute` units through, evenly, a second's worth of them at once."""
+    """Lets `per_minute` units through, evenly; what the last second left unused may go at once."""
 
     def __init__(self, per_minute: float, clock: Clock):
         self._rate, self._clock = per_minute / 60, clock
@@ -104,7 +104,7 @@ class Breaker:
         self._row += 1
         if self._row >= max(self.SHORTEST_ROW, self._gate.limit):
             self._gate.limit = 1
-            self._gate.close_until(self._clock() + self._pause)
+            self._gate.close_until(min(self._clock() + self._pause, self._well_at + self._give_up))
             self._pause = min(self._pause * 2, self.LONGEST_PAUSE)
 
     @property

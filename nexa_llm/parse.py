@@ -42,7 +42,7 @@ def parse_answer(raw: bytes, request_sha256: str, *, token_ids: TokenIds | None 
         model=body.get("model"),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
-        logprobs=_logprobs(choice, token_ids),
+        logprobs=None if refusal else _logprobs(choice, token_ids),
     )
 
 

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,3 +20,8 @@ Tarball = Annotated[Path, typer.Argument(help="A package made by `nexa package`.
 Trust = Annotated[
     str | None, typer.Option(help="Import and run this model code of the package's maker.", metavar="MODULE:NAME")
 ]
+
+
+def as_overrides(given: dict[str, object]) -> list[str]:
+    """Options as overrides of the settings that they stand for; those that were not given are none."""
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]

@@ -21,8 +21,10 @@ import pytest
 from aiohttp import web
 
 from nexa_core import durable
+from nexa_core.config import DistillConfig, load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_distill.filter_pairs import filter_pairs
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import SCHEMA, OutputTable
 from nexa_distill.review.pairs import PairFile
@@ -278,11 +280,27 @@ def test_views_select_by_verdict_status_decision_and_text(outputs: Layout, monke
     review.close()
 
 
-def test_a_filter_of_other_answers_is_refused(outputs: Layout) -> None:
+def test_what_a_filter_made_of_other_answers_is_not_shown(outputs: Layout, caplog: pytest.LogCaptureFixture) -> None:
     write_filtered(outputs, {})
     write_outputs(outputs, [[sample("Another.", request_sha256="other")]])
+    review = Review(outputs, KEY)
+    assert not review.is_filtered
+    assert "distilled_v1 was made of other answers" in caplog.text
+    review.close()
     with pytest.raises(UserError, match="made of other answers"):
-        Review(outputs, KEY)
+        Review(outputs, KEY, filtered="distilled_v1")
+
+
+def test_of_several_filters_the_newest_is_shown_or_the_one_asked_for(outputs: Layout) -> None:
+    write_filtered(outputs, {0: ("math", "wrong", "")})
+    os.utime(outputs.dataset_manifests("distillation") / "distilled_v1.json", (0, 0))
+    write_filtered(outputs, {1: ("length", "too long", "")}, name="short")
+    for filtered, rejected in ((None, 1), ("distilled_v1", 0)):
+        review = Review(outputs, KEY, filtered=filtered)
+        assert review.show(View(show="rejected"), None, "stay")["row"] == rejected
+        review.close()
+    with pytest.raises(UserError, match=r"no .*rejected/distilled_v2.* Did you mean 'distilled_v1'"):
+        Review(outputs, KEY, filtered="distilled_v2")
 
 
 def test_samples_of_a_prompt_come_together_and_moves_can_skip_them(layout: Layout) -> None:
@@ -324,8 +342,30 @@ def test_what_is_no_parquet_file_or_lacks_a_column_is_told(layout: Layout) -> No
     with pytest.raises(UserError, match=r"text.parquet cannot be read as Parquet"):
         Review(layout, str(layout.root / "text.parquet"))
     parquet.write_table(pyarrow.table({"row_id": ["a"], "prompt": ["b"]}), layout.root / "pairs.parquet")
-    with pytest.raises(UserError, match=r"has no column sample_index and no completion. It has row_id, prompt"):
+    with pytest.raises(
+        UserError, match=r"has no column sample_index and no request_sha256 and no completion. It has row_id, prompt"
+    ):
         Review(layout, str(layout.root / "pairs.parquet"))
+
+
+def test_filter_pairs_obeys_what_was_decided_and_its_verdicts_are_shown(outputs: Layout) -> None:
+    config = {"collect": {"teacher": "recorded:none.jsonl"}, "filter": {"steps": [], "val": 0.2}}
+    durable.write_json(outputs.root / "distill.yaml", config)
+    settings = load_config(outputs.root / "distill.yaml", DistillConfig)
+    review = Review(outputs, KEY)
+    review.decide([{"row": 0, "decision": "reject", "version": 0}])
+    review.decide([{"row": 1, "decision": "edit", "completion": "Better.", "version": 0}])
+    review.decide([{"row": 4, "decision": "edit", "completion": "Written by hand.", "version": 0}])
+    review.close()
+    filter_pairs(settings, outputs)
+    folder = outputs.processed / "distillation" / "sft_datasets"
+    pairs = [row for path in folder.glob("*.parquet") for row in parquet.read_table(path).to_pylist()]
+    assert {row["completion"] for row in pairs} == {"Better.", "Answer 2.", "Answer 3.", "Written by hand."}
+    again = Review(outputs, KEY)
+    verdicts = [again.show(View(), row, "stay")["samples"][0]["verdict"] for row in range(5)]
+    assert [verdict["kept"] for verdict in verdicts] == [False, True, True, True, True]
+    assert (verdicts[0]["step"], verdicts[0]["reason"]) == ("review", "rejected by a person")
+    again.close()
 
 
 # Its server.

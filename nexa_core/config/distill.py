@@ -8,6 +8,7 @@ from pydantic import Field
 from nexa_core.config.ask import AskConfig, PositiveInt, Share
 from nexa_core.config.base import Settings
 from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.distill_filter import FilterConfig, RegenerateConfig
 
 
 class CollectConfig(AskConfig):
@@ -43,3 +44,5 @@ class DistillConfig(Settings):
     inputs: str = "teacher_inputs_v1"
     """The prompts: a dataset of data/processed/distillation/teacher_inputs, or a Parquet file with `row_id` and `prompt`."""
     collect: CollectConfig
+    filter: FilterConfig = FilterConfig()
+    regenerate: RegenerateConfig = RegenerateConfig()

@@ -100,7 +100,11 @@ def looked_at(kind: str, of: str) -> Callable[[Mapping[str, Any]], str]:
 
 def step_names(config: DatasetConfig) -> list[str]:
     """What the steps are called: their names, numbered where one comes more than once."""
-    names = [step.name for step in config.quality]
+    return numbered([step.name for step in config.quality])
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names, with a number behind those that come more than once."""
     return [
         f"{name} {names[: index + 1].count(name)}" if names.count(name) > 1 else name
         for index, name in enumerate(names)

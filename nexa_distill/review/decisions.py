@@ -1,8 +1,7 @@
 """What people decided about pairs: a journal of JSON lines, of which a pair's last counts."""
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 
 from nexa_core import durable
 from nexa_core.errors import UserError
-from nexa_core.paths import Layout
-from nexa_distill.review.index import DECISIONS, Index, key_of
+from nexa_distill.review.index import Index, key_of
+from nexa_distill.reviews import DECISIONS, parse_reviews
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class Change:
     row: int
     row_id: str
     sample_index: int
-    request_sha256: str | None
+    request_sha256: str
     decision: str
     completion: str | None = None
 
@@ -38,11 +37,6 @@ class Change:
             "request_sha256": self.request_sha256,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-
-
-def journal_path(layout: Layout, key: str) -> Path:
-    """Where the decisions about a dataset of outputs lie."""
-    return layout.processed / "distillation" / "reviews" / f"{key}.jsonl"
 
 
 class Decisions:
@@ -94,33 +88,16 @@ class Decisions:
 
     def _read(self) -> None:
         strangers = 0
-        for value in self._values():
-            key = key_of(value["row_id"], value["sample_index"], value.get("request_sha256"))
-            row = int(self._index.find(np.array([key], dtype=np.uint64))[0])
+        for answered, review in parse_reviews(self.path, self._journal.lines()):
+            row = int(self._index.find(np.array([key_of(*answered)], dtype=np.uint64))[0])
             if row < 0:
                 strangers += 1
                 self._num_lines += 1
             else:
-                self._note(row, value["decision"], value.get("completion"))
+                self._note(row, review.decision, review.completion)
         if strangers:
             logger.warning(
                 "%s: %d lines are about answers that this dataset does not have (of an earlier one); they are left as they are",
                 self.path,
                 strangers,
             )
-
-    def _values(self) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(self._journal.lines(), start=1):
-            try:
-                value = json.loads(line)
-                known = value["decision"] in DECISIONS and isinstance(value["row_id"], str)
-                sound = known and (value["decision"] != "edit" or isinstance(value["completion"], str))
-                sound = sound and isinstance(value["sample_index"], int)
-            except (ValueError, KeyError, TypeError):
-                sound = False
-            if not sound:
-                raise UserError(
-                    f"{self.path}:{number} is no decision: {line[:80].decode(errors='replace').strip()!r}. A line has row_id, "
-                    f"sample_index and decision ({', '.join(DECISIONS)}), an edit its completion. Mend or delete the line."
-                )
-            yield value

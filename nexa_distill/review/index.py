@@ -12,15 +12,14 @@ from nexa_core.errors import UserError
 from nexa_distill.review.pairs import PairFile
 
 KEY_COLUMNS = ("row_id", "sample_index", "request_sha256")
-DECISIONS = ("none", "accept", "reject", "edit")
 UNKNOWN, KEPT = 0, 1
 MAX_REASONS = 200
 """Of these there are few, unless a reason holds a value of its row; the others count as the step's."""
 
 
-def key_of(row_id: str, sample_index: int, request_sha256: str | None) -> int:
-    """The number that an answer goes by: of another request, even to the same prompt, it is another answer."""
-    return xxhash.xxh3_64_intdigest(f"{row_id}\0{sample_index}\0{request_sha256 or ''}".encode(errors="surrogatepass"))
+def key_of(row_id: str, sample_index: int, request_sha256: str) -> int:
+    """The number that an answer goes by."""
+    return xxhash.xxh3_64_intdigest(f"{row_id}\0{sample_index}\0{request_sha256}".encode(errors="surrogatepass"))
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Index:
     statuses: np.ndarray
     status_names: list[str]
     decisions: np.ndarray
-    """Positions in DECISIONS."""
+    """Positions in `reviews.DECISIONS`."""
     versions: np.ndarray
     """The line of the decision in the journal, counted from 1; 0 where there is none."""
     reasons: np.ndarray
@@ -103,24 +102,24 @@ def make_index(outputs: PairFile) -> Index:
 
 
 def add_verdicts(index: Index, kept: PairFile | None, rejected: PairFile | None) -> int:
-    """Note what the filter made of each row; the number of its rows that are none of these outputs."""
-    strangers = 0
+    """Note what the filter made of each row; the number of those that it has looked at."""
+    num_found = 0
     if kept is not None:
         for keys, _ in _keys(kept):
             rows = index.find(keys)
-            strangers += int((rows < 0).sum())
+            num_found += int((rows >= 0).sum())
             index.reasons[rows[rows >= 0]] = KEPT
     if rejected is not None:
         known: dict[tuple[str, str], int] = {}
         begin = 0
         for keys, (steps, why) in _keys(rejected, "step", "reason"):
             rows = index.find(keys)
-            strangers += int((rows < 0).sum())
+            num_found += int((rows >= 0).sum())
             numbers = np.array([_number(index, known, *each) for each in zip(steps, why, strict=True)], dtype=np.int16)
             index.reasons[rows[rows >= 0]] = numbers[rows >= 0]
             index.rejected_rows[rows[rows >= 0]] = begin + np.flatnonzero(rows >= 0)
             begin += len(keys)
-    return strangers
+    return num_found
 
 
 def _number(index: Index, known: dict[tuple[str, str], int], step: str | None, reason: str | None) -> int:

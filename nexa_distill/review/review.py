@@ -12,13 +12,14 @@ import numpy as np
 from nexa_core.errors import UserError
 from nexa_core.lookup import unknown
 from nexa_core.paths import Layout
-from nexa_distill.collect_teacher import FOLDER
+from nexa_distill.outputs import FOLDER
 from nexa_distill.places import place_of, require_file
-from nexa_distill.review.decisions import Change, Decisions, journal_path
-from nexa_distill.review.index import DECISIONS, KEPT, UNKNOWN, add_verdicts, make_index
+from nexa_distill.review.decisions import Change, Decisions
+from nexa_distill.review.index import KEPT, KEY_COLUMNS, UNKNOWN, add_verdicts, make_index
 from nexa_distill.review.pairs import PairFile, Row
 from nexa_distill.review.verdicts import find_filtered
 from nexa_distill.review.views import View, choices, first_of, left_of, moved, rows_of
+from nexa_distill.reviews import DECISIONS, reviews_path
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ SHOWN = (
     *("row_id", "sample_index", "prompt", "completion", "status", "error", "finish_reason", "teacher", "model"),
     *("prompt_tokens", "completion_tokens", "cost_usd", "latency_seconds", "request_sha256", "extra_json"),
 )
-REQUIRED = ("row_id", "sample_index", "prompt", "completion")
+REQUIRED = (*KEY_COLUMNS, "prompt", "completion")
 MOST_SAMPLES = 12
 """Of one prompt that are shown together."""
 
@@ -71,13 +72,13 @@ class Review:
         self._filtered = find_filtered(layout, place, filtered)
         self._outputs = PairFile(place.path, SHOWN, required=REQUIRED)
         self._index = make_index(self._outputs)
-        self._rejected = self._add_verdicts()
+        self._rejected = self._add_verdicts(is_wanted=filtered is not None)
         self._lock, self._search_lock = threading.Lock(), threading.Lock()
         self._wanted: str | None = ""
         self._searched: tuple[str, np.ndarray | None] = ("", None)
         self._backs: list[list[Change]] = []
         """For each action of this session, what takes it back."""
-        self._decisions = Decisions(journal_path(layout, place.key), self._index)
+        self._decisions = Decisions(reviews_path(layout, place.key), self._index)
         self.path = self._decisions.path
 
     def end_searches(self) -> None:
@@ -161,24 +162,20 @@ class Review:
             self._decisions.decide(self._backs[-1])
             return {"row": self._backs.pop()[0].row, "progress": self.progress.as_json()}
 
-    def _add_verdicts(self) -> PairFile | None:
+    def _add_verdicts(self, *, is_wanted: bool) -> PairFile | None:
         if self._filtered is None:
             return None
-        kept = PairFile(self._filtered.kept_path, (), required=REQUIRED[:2])
-        rejected = PairFile(
-            self._filtered.rejected_path, ("step", "reason", "detail"), required=(*REQUIRED[:2], "step", "reason")
-        )
-        strangers = add_verdicts(self._index, kept, rejected)
-        if strangers and strangers == kept.num_rows + rejected.num_rows:
-            raise UserError(
-                f"{self._filtered.key} was made of other answers than those that {self.key} has now. Filter them anew with "
-                "`nexa filter-pairs`, or choose another result with --filtered."
-            )
-        if strangers:
-            logger.warning(
-                "%s: %d rows are of answers that %s does not have now", self._filtered.key, strangers, self.key
-            )
-        return rejected
+        kept_path, rejected_path = self._filtered.kept_path, self._filtered.rejected_path
+        kept = None if kept_path is None else PairFile(kept_path, (), required=KEY_COLUMNS)
+        rejected = PairFile(rejected_path, ("step", "reason", "detail"), required=(*KEY_COLUMNS, "step", "reason"))
+        if add_verdicts(self._index, kept, rejected):
+            return rejected
+        told = f"{self._filtered.key} was made of other answers than those that {self.key} has now: nexa filter-pairs"
+        if is_wanted:
+            raise UserError(told)
+        logger.warning("%s makes it anew; the verdicts of then are not shown", told)
+        self._filtered = None
+        return None
 
     def _search(self, text: str) -> np.ndarray:
         """Whether each row has `text`; the last search is remembered, and a later one ends an earlier one."""
@@ -207,11 +204,11 @@ class Review:
         if isinstance(completion, str):
             _check_completion(completion)
         pair = self._outputs.read(row, row + 1)[0]
-        if decision == "accept" and pair["completion"] is None:
+        if decision == "accept" and not (pair["completion"] or "").strip():
             raise UserError("There is no answer to accept. Write one with edit, or reject the pair.")
         if wish.get("version") != int(self._index.versions[row]):
             raise Conflict("This pair was decided on in another window meanwhile. Here it is as it is now.")
-        return Change(row, pair["row_id"], pair["sample_index"], pair.get("request_sha256"), decision, completion)
+        return Change(row, pair["row_id"], pair["sample_index"], pair["request_sha256"], decision, completion)
 
     def _as_it_is(self, change: Change) -> Change:
         decision = DECISIONS[self._index.decisions[change.row]]

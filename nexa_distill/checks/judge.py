@@ -1,0 +1,71 @@
+"""What a model thinks of a pair."""
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+from nexa_core.config.distill_filter import JudgeCheck
+from nexa_core.errors import UserError
+from nexa_core.paths import Layout
+from nexa_distill.checks import Check, Pair, Rejection
+from nexa_llm.ask import ask, sampling_of
+from nexa_llm.chat import ChatRequest
+
+SCORE = re.compile(r"score\s*[:=]?\s*\**\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+BUILT_IN = "judge@1.txt"
+PURPOSE = "judge"
+
+
+def check_judge(settings: JudgeCheck, layout: Layout) -> Check:
+    template = read_template(settings.template, BUILT_IN, layout, fields=("{prompt}", "{completion}"))
+    sampling = sampling_of(settings.ask)
+
+    def request(pair: Pair) -> ChatRequest:
+        # No str.format: braces in a completion, or in the template's own JSON, are no fields.
+        parts = re.split(r"(\{prompt\}|\{completion\})", template)
+        filled = {"{prompt}": pair.prompt, "{completion}": pair.completion}
+        text = "".join(filled.get(part, part) for part in parts)
+        system = (
+            [] if settings.ask.system_prompt is None else [{"role": "system", "content": settings.ask.system_prompt}]
+        )
+        return ChatRequest((*system, {"role": "user", "content": text}), sampling)
+
+    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
+        found: list[Rejection | None] = []
+        for answer in ask(map(request, pairs), settings.ask, layout, purpose=PURPOSE):
+            score = read_score(answer.text or "")
+            if score is None:
+                found.append(Rejection("no score from the judge", answer.error or (answer.text or "")[-120:]))
+            else:
+                found.append(
+                    Rejection(f"score below {settings.min_score:g}", f"{score:g}")
+                    if score < settings.min_score
+                    else None
+                )
+        return found
+
+    return check
+
+
+def read_score(text: str) -> float | None:
+    """The number behind the last `Score:`."""
+    found = SCORE.findall(text)
+    return float(found[-1]) if found else None
+
+
+def read_template(given: str | None, built_in: str, layout: Layout, *, fields: tuple[str, ...]) -> str:
+    """A prompt's text, a user's own or a built-in one.
+
+    Raises:
+        UserError: the file is not there, or lacks a field.
+    """
+    if given is None:
+        return resources.files("nexa_distill").joinpath("prompts", built_in).read_text(encoding="utf-8")
+    path = layout.absolute(given)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"template {given} cannot be read: {error}") from None
+    if missing := [field for field in fields if field not in text]:
+        raise UserError(f"template {given} has no {' and no '.join(missing)} in it.")
+    return text

@@ -1,0 +1,32 @@
+"""A user's own check."""
+
+from collections.abc import Sequence
+
+from nexa_core.config.distill_filter import OwnCheck
+from nexa_core.errors import UserError
+from nexa_core.lookup import look_up
+from nexa_distill.checks import Check, Pair, Rejection
+
+PREFIX = "check:"
+
+
+def check_own(settings: OwnCheck) -> Check:
+    """Raises UserError where the function cannot be imported; while it runs, where it gives anything but a text or None."""
+    name = settings.name.removeprefix(PREFIX)
+    function = look_up({}, name, what="check")
+
+    def reject(pair: Pair) -> Rejection | None:
+        try:
+            said = function(pair.prompt, pair.completion, pair.extra, **settings.parameters)
+        except Exception as error:
+            raise UserError(f"{settings.name} failed at row {pair.group}: {type(error).__name__}: {error}") from error
+        if said is not None and not isinstance(said, str):
+            raise UserError(
+                f"{settings.name} gave {said!r} for row {pair.group}; it has to give a reason, or None to keep it."
+            )
+        return Rejection(said) if said else None
+
+    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
+        return [reject(pair) for pair in pairs]
+
+    return check

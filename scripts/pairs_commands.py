@@ -1,0 +1,69 @@
+"""Making pairs to train on of a teacher's answers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexa_core.command import show
+from scripts.options import Json, Overrides, as_overrides
+
+app = typer.Typer()
+
+DistillYaml = Annotated[Path, typer.Option("--config", help="YAML file of settings.")]
+
+
+@app.command()
+def filter_pairs(
+    config: DistillYaml = Path("configs/distill.yaml"),
+    override: Overrides = None,
+    src: Annotated[
+        list[str] | None, typer.Option(help="The answers: a dataset's key or a Parquet file. Repeatable.")
+    ] = None,
+    dst: Annotated[str | None, typer.Option(help="The pairs: a dataset's key, e.g. distilled_v2.")] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Look only at the first so many answers.", min=1)] = None,
+    replace: Annotated[bool, typer.Option(help="Filter anew what was filtered with other settings.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a teacher's good answers, and the reason of each that is rejected.
+
+    Example: nexa filter-pairs --config configs/distill.yaml
+    """
+    from nexa_core.config import DistillConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_distill.filter_pairs import filter_pairs as filter_answers
+
+    flags = as_overrides({"filter.outputs": src or None, "filter.max_samples": max_samples})
+    settings = load_config(config, DistillConfig, overrides=[*(override or []), *flags])
+    layout = Layout.from_environment()
+    filtered = filter_answers(settings, layout, destination=dst, replace=replace)
+    show(filtered.as_json(), filtered.as_text(layout), as_json)
+
+
+@app.command()
+def regenerate(
+    config: DistillYaml = Path("configs/distill.yaml"),
+    override: Overrides = None,
+    src: Annotated[str | None, typer.Option(help="The filtered dataset's key. [default: the settings']")] = None,
+    dst: Annotated[str | None, typer.Option(help="The new answers: a dataset's key or a Parquet file.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="openai:<model> or local:<checkpoint or folder>.")] = None,
+    max_cost_usd: Annotated[float | None, typer.Option(help="What the new answers may cost.")] = None,
+    replace: Annotated[bool, typer.Option(help="Make anew what was made of something else.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask again for prompts of which no answer was kept, and tell the teacher why.
+
+    Example: nexa regenerate --config configs/distill.yaml
+    """
+    from nexa_core.config import DistillConfig, load_config
+    from nexa_core.paths import Layout
+    from nexa_distill.regenerate import regenerate as ask_again
+
+    flags = as_overrides({"collect.teacher": teacher, "collect.max_cost_usd": max_cost_usd})
+    settings = load_config(config, DistillConfig, overrides=[*(override or []), *flags])
+    layout = Layout.from_environment()
+    made = ask_again(settings, layout, source=src, destination=dst, replace=replace)
+    sources = [*(settings.filter.outputs or (settings.collect.key,)), made.place.key]
+    again = " ".join(f"--src {each}" for each in sources)
+    text = f"{made.as_text(layout)}\nnow filter both: nexa filter-pairs --config {config} {again} --dst {settings.filter.name}_v2"
+    show(made.as_json(), text, as_json)
