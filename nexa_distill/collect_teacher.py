@@ -243,7 +243,7 @@ def _parameters(settings: CollectConfig) -> str:
 
 def _check_truncated(tally: Tally, settings: CollectConfig) -> None:
     truncated, total = tally.statuses["truncated"], tally.num_rows
-    if total >= FEWEST_JUDGED and truncated > settings.max_truncated_share * total:
+    if truncated > settings.max_truncated_share * total and total >= FEWEST_JUDGED:
         raise GateError(
             f"{truncated:,} of the first {total:,} answers were cut off at max_tokens: {settings.sampling.max_tokens}, "
             f"more than max_truncated_share: {settings.max_truncated_share:g}. They are kept; raise collect.sampling.max_tokens, "

@@ -87,6 +87,7 @@ def make_job(
     numerics.make_deterministic(training.num_threads or num_threads)
     numerics.check_precision(training.precision, device)
     dataset = ensure_dataset(layout, config.data)
+    dataset.check_split(config.evaluation.split)  # before there is work to lose
     spec = describe_model(config.model, dataset)
     if source is not None:
         check_source(open_checkpoint(source, tensors=False), source, config)
