@@ -1,6 +1,6 @@
 """The language model: a transformers architecture built from sizes or brought along, with the unigram model it has to beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -122,14 +122,23 @@ class CausalLm(nn.Module):
         max_new_tokens: int,
         end_id: int | Sequence[int],
         padding_id: int,
+        choose: Callable[[Tensor], Tensor] | None = None,
+        has_ended: Callable[[], list[bool]] | None = None,
     ) -> Tensor:
-        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens); each ends at an `end_id`."""
+        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens); each ends at an `end_id`.
+
+        Args:
+            choose: gives the next token of each row by the logits (rows, vocabulary), in place of the likeliest.
+            has_ended: says after each token which rows are done, beside those at an `end_id`.
+        """
         self.choose_attention(packed=False, device=ids.device)
         out = self.transformer.generate(
             input_ids=ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=[] if choose is None else [_only(choose)],
+            stopping_criteria=[] if has_ended is None else [_ends(has_ended)],
             eos_token_id=end_id if isinstance(end_id, int) else list(end_id),
             pad_token_id=padding_id,
         )
@@ -185,6 +194,19 @@ class CausalLm(nn.Module):
             lowest = torch.finfo(self.transformer.dtype).min
             return torch.zeros_like(mask, dtype=self.transformer.dtype).masked_fill(~mask, lowest)
         return mask
+
+
+def _only(choose: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Scores by which transformers takes what `choose` has chosen."""
+
+    def process(_: Tensor, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -torch.inf).scatter_(1, choose(logits)[:, None], 0.0)
+
+    return process
+
+
+def _ends(has_ended: Callable[[], list[bool]]) -> Callable[..., Tensor]:
+    return lambda ids, _: torch.tensor(has_ended(), device=ids.device)
 
 
 def block_diagonal_mask(documents: Tensor, window: int | None = None) -> Tensor:
