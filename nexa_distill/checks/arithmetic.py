@@ -8,7 +8,7 @@ from fractions import Fraction
 from nexa_core.config.distill_filter import ArithmeticCheck
 from nexa_core.paths import Layout
 from nexa_distill.answers import as_number, final_answer
-from nexa_distill.checks import Check, Pair, Rejection
+from nexa_distill.checks import KEPT, Check, Pair, Verdict, rejected
 
 NO_SUM, WRONG_SUM, OTHER_RESULT = "no sum", "wrong sum", "the final answer is not the last result"
 TIMES, OVER = "*x\u00d7", "/\u00f7"
@@ -21,21 +21,21 @@ BEFORE_A_PART = tuple(f"+-{TIMES}{OVER}.,%)0123456789")
 
 
 def check_arithmetic(settings: ArithmeticCheck, layout: Layout) -> Check:
-    def reject(pair: Pair) -> Rejection | None:
+    def judge(pair: Pair) -> Verdict:
         results = []
         for shown, is_right, result in sums_in(pair.completion):
             if not is_right:
-                return Rejection(WRONG_SUM, shown)
+                return rejected(WRONG_SUM, shown)
             results.append(result)
         if not results:
-            return Rejection(NO_SUM) if settings.require_sums else None
+            return rejected(NO_SUM) if settings.require_sums else KEPT
         final = as_number(final_answer(pair.completion) or "")
         if settings.ends_with_last and final != results[-1]:
-            return Rejection(OTHER_RESULT, f"{final} instead of {results[-1]}")
-        return None
+            return rejected(OTHER_RESULT, f"{final} instead of {results[-1]}")
+        return KEPT
 
-    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
-        return [reject(pair) for pair in pairs]
+    def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        return [judge(pair) for pair in pairs]
 
     return check
 
