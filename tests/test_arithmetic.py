@@ -13,8 +13,8 @@ from nexa_distill.checks.arithmetic import NO_SUM, OTHER_RESULT, WRONG_SUM, sums
 def reason(completion: str, **settings: bool) -> str | None:
     check = open_check(ArithmeticCheck(name="arithmetic", **settings), Layout(Path(".")))
     pair = Pair({"row_id": "a", "prompt": "?", "completion": completion, "extra_json": "{}"})
-    (rejection,) = check([pair])
-    return None if rejection is None else rejection.reason
+    (verdict,) = check([pair])
+    return None if verdict.rejection is None else verdict.rejection.reason
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
 from nexa_distill.checks import Pair, open_check
 from nexa_distill.collect_teacher import collect as collect_answers
-from nexa_distill.filter_pairs import REJECTED_SCHEMA, filter_pairs
-from nexa_distill.outputs import SCHEMA as OUTPUTS
+from nexa_distill.filter_pairs import filter_pairs
+from nexa_distill.pair_tables import FILTERED_SCHEMA, REJECTED_SCHEMA
 from nexa_distill.regenerate import regenerate
 from nexa_eval.judge import judge
 from nexa_models.chat import BUILT_IN
@@ -222,9 +222,13 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
             open_check(step, layout)([Pair({**row, "completion": "2", "extra_json": '{"sum": "2"}'})] * 2)
         with pytest.raises(UserError, match="no reference 'sum'"):
             filter_pairs(_distil_config(value), layout)
-        for folder, schema in (("filtered", OUTPUTS), ("rejected", REJECTED_SCHEMA)):
-            empty = pyarrow.Table.from_pylist([], schema=schema)
-            parquet.write_table(empty, layout.processed / "distillation" / folder / "distilled_v2.parquet")
+        why = {"step": "length", "reason": "too short", "detail": "", "scores_json": "{}"}
+        for folder, schema, rows in (
+            ("filtered", FILTERED_SCHEMA, []),
+            ("rejected", REJECTED_SCHEMA, [{**row, **why}]),
+        ):
+            path = layout.processed / "distillation" / folder / "distilled_v2.parquet"
+            parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
         value["filter"]["steps"] = steps[:1]
         value["regenerate"] = {"max_tries": 1}
         regenerate(_distil_config(value), layout)
