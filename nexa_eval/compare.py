@@ -1,5 +1,6 @@
 """Comparing two checkpoints on the same held-out rows: a paired test of every score, and the rows on which they differ."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -142,7 +143,8 @@ def _naming(layout: Layout, key: str | None) -> list[str]:
     if key is None:
         return []
     dataset = find_dataset(layout, key)
-    return [f'data.dataset="{dataset.name}"', f'data.version="{dataset.version}"']
+    named = {"dataset": dataset.name, "version": dataset.version, "category": dataset.category, "prepare": None}
+    return [f"data.{setting}={json.dumps(value)}" for setting, value in named.items()]
 
 
 def _check_same_rows(first: Assignment, second: Assignment) -> None:

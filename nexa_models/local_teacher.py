@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,19 @@ import torch
 
 from nexa_core import digests
 from nexa_core.config.ask import AskConfig
-from nexa_core.config.model import PretrainedLmModel, PretrainedLmParameters
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_data.encoder import load_tokenizer
 from nexa_llm.chat import ChatRequest, Message, Sampling
-from nexa_models.causal_lm import CausalLm
 from nexa_models.chat import prompt_ids, stop_ids
-from nexa_models.checkpoint import load_checkpoint, model_of
 from nexa_models.generation import Draw, Written, write
 from nexa_models.numerics import choose_device, make_deterministic
-from nexa_models.pretrained import CONFIG, TOKENIZER, read_pretrained
-from nexa_models.sharded import is_sharded
+from nexa_models.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from nexa_models.spec import ModelSpec
-from nexa_models.table import build_model, load_pretrained
+from nexa_models.teacher import Teacher, load_teacher, move
 from nexa_models.vocabulary import special_ids_of
 
-BATCH_SIZE = 128
-PACKAGES = Path(__file__).parent.parent
-"""Below it lies the teacher that is shipped, wherever the laboratory is."""
+BATCH_SIZE = 256
 MOST_TOKENS = 4096
 """What a folder that names no limit is taken to read."""
 
@@ -40,21 +34,22 @@ def open_local(config: AskConfig, layout: Layout) -> "LocalTeacher":
     Raises:
         UserError: there is none, it writes no text, or it is asked for more than it can do.
     """
-    path = _find(config.model, layout)
-    found = _read_folder(path) if path.is_dir() and not is_sharded(path) else _read_checkpoint(path)
-    found.model.to(choose_device("auto")).eval()
-    return LocalTeacher(found, name=config.teacher)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A language model, ready to write."""
-
-    model: CausalLm
-    spec: ModelSpec
-    digest: str
-    """Of its weights, its tokenizer and how it is asked."""
-    tokenizer_sha256: str
+    path = layout.find(config.model)
+    if not path.exists():
+        raise UserError(
+            f"teacher {config.teacher}: there is no such file or folder. Give a checkpoint (.pt), or a folder with "
+            f"{CONFIG}, {WEIGHTS} and {TOKENIZER}; the shipped one is local:nexa_distill/teacher."
+        )
+    if path.is_dir():
+        teacher = load_teacher(path, max_tokens=_longest(path), kind="chat")
+        assert teacher.spec.pretrained is not None
+        kind = "chat" if teacher.spec.pretrained.chat_template else "pairs"
+        spec, tokenizer_sha256 = replace(teacher.spec, kind=kind), teacher.spec.pretrained.files[TOKENIZER]
+    else:
+        teacher = load_teacher(path, max_tokens=1)
+        spec, tokenizer_sha256 = teacher.spec, digests.of_bytes((teacher.spec.tokenizer or "").encode())
+    teacher = move(replace(teacher, spec=spec), choose_device("auto"))
+    return LocalTeacher(teacher, name=config.teacher, tokenizer_sha256=tokenizer_sha256)
 
 
 class LocalTeacher:
@@ -66,12 +61,13 @@ class LocalTeacher:
 
     batch_size = BATCH_SIZE
 
-    def __init__(self, found: Found, *, name: str):
+    def __init__(self, teacher: Teacher, *, name: str, tokenizer_sha256: str):
         self.name = name
-        self.digest = found.digest
-        self._found = found
-        self._tokenizer = load_tokenizer(found.spec.tokenizer or "")
-        self._stop_ids = stop_ids(found.spec)
+        self.digest = teacher.digest
+        self._model, self._spec, self._tokenizer_sha256 = teacher.model, teacher.spec, tokenizer_sha256
+        assert teacher.spec.tokenizer is not None
+        self._tokenizer = load_tokenizer(teacher.spec.tokenizer)
+        self._stop_ids = stop_ids(teacher.spec)
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[bytes]:
         """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the fields of `Logprobs`.
@@ -79,9 +75,9 @@ class LocalTeacher:
         Raises:
             UserError: a request is of a kind that the model does not know.
         """
-        prompts = prompt_ids([_prompt(request, self._found.spec) for request in requests], self._found.spec)
+        prompts = prompt_ids([_prompt(request, self._spec) for request in requests], self._spec)
         bodies: dict[int, bytes] = {}
-        for (sampling, room), rows in _alike(requests, prompts, self._found.spec.max_tokens).items():
+        for (sampling, room), rows in _alike(requests, prompts, self._spec.max_tokens).items():
             written = self._write([requests[row] for row in rows], [prompts[row] for row in rows], sampling, room)
             for row, each in zip(rows, written, strict=True):
                 bodies[row] = self._body(each, sampling, num_prompt_tokens=len(prompts[row]))
@@ -95,12 +91,12 @@ class LocalTeacher:
             return [Written() for _ in requests]
         make_deterministic(None)
         return write(
-            self._found.model,
+            self._model,
             prompts,
             Draw(room, sampling.temperature, sampling.top_p, sampling.logprobs or 0),
             seeds=[_seed(request) for request in requests],
             stop_ids=self._stop_ids,
-            padding_id=special_ids_of(self._found.spec).padding,
+            padding_id=special_ids_of(self._spec).padding,
             is_over=self._finder(sampling.stop),
         )
 
@@ -126,7 +122,7 @@ class LocalTeacher:
                     "top_ids": written.top_ids,
                     "top_logprobs": written.top_logprobs,
                     "tail_mass": written.tail_mass,
-                    "tokenizer_sha256": self._found.tokenizer_sha256,
+                    "tokenizer_sha256": self._tokenizer_sha256,
                 }
             }
         usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": len(written.ids)}
@@ -134,40 +130,6 @@ class LocalTeacher:
             {"object": "chat.completion", "model": self.name, "choices": [choice], "usage": usage},
             option=orjson.OPT_SORT_KEYS,
         )
-
-
-def _find(given: str, layout: Layout) -> Path:
-    tried = (layout.absolute(given), Path(given), PACKAGES / given)
-    for path in tried:
-        if path.exists():
-            return path.resolve()
-    raise UserError(
-        f"teacher local:{given}: there is no such file or folder. Give a checkpoint (.pt), or a folder with config.json, "
-        "model.safetensors and tokenizer.json; the shipped one is local:nexa_distill/teacher."
-    )
-
-
-def _read_checkpoint(path: Path) -> Found:
-    checkpoint = load_checkpoint(path)
-    spec = checkpoint.spec
-    model = model_of(checkpoint)
-    if not isinstance(model, CausalLm):
-        raise UserError(f"{path} holds a {spec.model['name']}, which writes no text; a teacher has to be a causal_lm.")
-    tokenizer = (spec.tokenizer or "").encode()
-    return Found(model, spec, digests.of_file(path), digests.of_bytes(tokenizer))
-
-
-def _read_folder(folder: Path) -> Found:
-    settings = PretrainedLmModel(
-        name="causal_lm", path=str(folder), parameters=PretrainedLmParameters(max_tokens=_longest(folder))
-    )
-    pretrained, tokenizer = read_pretrained(settings)
-    kind = "pairs" if pretrained.chat_template is None else "chat"
-    spec = ModelSpec(settings.resolved(), kind, (), None, tokenizer, pretrained)
-    model = build_model(spec)
-    load_pretrained(model, spec)
-    assert isinstance(model, CausalLm)
-    return Found(model, spec, digests.of_value(pretrained.files), pretrained.files[TOKENIZER])
 
 
 def _longest(folder: Path) -> int:

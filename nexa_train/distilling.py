@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,9 +61,7 @@ def plan_lesson(
     )
     if settings.teacher is None:
         return Lesson(FromStored(divergence, loss.weight), {"loss": loss.name, "stored": settings.stored})
-    path = Path(settings.teacher)
-    path = path if path.is_absolute() or path.exists() else layout.absolute(settings.teacher)
-    teacher = load_teacher(path, max_tokens=spec.max_tokens, kind=spec.kind)
+    teacher = load_teacher(layout.find(settings.teacher), max_tokens=spec.max_tokens, kind=spec.kind)
     check_same_tokens(teacher.spec, spec)
     own = None
     if settings.on_policy is not None:

@@ -35,6 +35,7 @@ CODES = {
     "Space": 32,
 }
 TYPED = {"Enter": "\r", "Space": " "}
+NAVIGATED = "Inspected target navigated or closed"
 READY = "document.documentElement?.dataset.ready === 'true'"
 
 
@@ -118,7 +119,9 @@ class Browser:
                 answer = await self._socket.receive_json()
                 if answer.get("id") == number:
                     break
-        assert "error" not in answer, f"{method}: {answer}"
+        if "error" in answer:
+            kind = Navigated if answer["error"].get("message") == NAVIGATED else AssertionError
+            raise kind(f"{method}: {answer['error']}")
         return answer["result"]
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -127,6 +130,10 @@ class Browser:
 
 async def _open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession()
+
+
+class Navigated(Exception):
+    """What was asked of a page is lost, because the next one has come meanwhile."""
 
 
 class Page:
@@ -154,11 +161,17 @@ class Page:
     def wait(self, expression: str) -> None:
         """Until a JavaScript expression is true."""
         ends = time.monotonic() + SECONDS_TO_ANSWER
-        while not self.read(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < ends, (
                 f"never true: {expression}; the page says: {self.read('document.body.innerText')}"
             )
             time.sleep(0.01)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self.read(expression))
+        except Navigated:
+            return False
 
     def press(self, *keys: str) -> None:
         """Press keys one after the other: `a`, `A`, `Enter`, `Ctrl+Enter`."""

@@ -27,10 +27,6 @@ FINISHED_MODELS = ("mlp", "text_classifier", "causal_lm")
 Files = dict[str, bytes]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: needs Chromium; left out where there is none")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if find_chromium() is None:
         reason = "no Chromium here: apt-get install --no-install-recommends chromium, or NEXA_CHROMIUM=<program>"

@@ -23,7 +23,6 @@ from nexa_distill.checks.verifier import Verifier
 from tests.simulators import simulator
 from tests.teacher_answers import row
 
-
 # Final answers.
 
 

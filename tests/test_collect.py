@@ -263,6 +263,24 @@ def test_fifty_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
     check_kills(tmp_path, kills=50, num_prompts=8000, latency_seconds=0.2, concurrency=64)
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path: Path) -> None:
+    peaks = []
+    with simulator(latency_seconds=0.01) as server:
+        for number in (10_000, 100_000):
+            lab = tmp_path / str(number)
+            lab.mkdir()
+            write_inputs(lab, number)
+            config = settings(lab, server.base_url, pace={"concurrency": 256}, sampling={"max_tokens": number // 1000})
+            process = subprocess.Popen(
+                command(lab, config, "--override", "collect.max_truncated_share=1"), env=environment(lab)
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            peaks.append(usage.ru_maxrss / 1024)
+    assert peaks[1] < peaks[0] + 60, peaks  # MiB: a row group of the answers is held
+
+
 def test_told_to_end_it_waits_for_what_is_paid_for(lab: Path) -> None:
     write_inputs(lab, 60)
     with simulator(latency_seconds=0.5) as server:

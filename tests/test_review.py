@@ -613,6 +613,12 @@ def test_samples_stand_side_by_side_and_one_can_be_accepted_alone(layout: Layout
         page.press("u")
         is_at(page, "pair 2 of 6")
         assert page.text("#progress-text") == "0 of 6 reviewed"
+        page.resize(390, 500, is_phone=True)
+        page.press("3")
+        is_at(page, "pair 3 of 6")
+        page.reload()
+        box = page.read("document.querySelector('.sample[aria-current]').getBoundingClientRect().toJSON()")
+        assert 0 < box["top"] < 500, "what the buttons are about is on the screen"
 
 
 @pytest.mark.browser

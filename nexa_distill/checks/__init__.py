@@ -7,7 +7,15 @@ from typing import Any
 
 import pyarrow
 
-from nexa_core.config.distill_filter import AgreementCheck, ExactCheck, JudgeCheck, MathCheck, OwnCheck, ReferenceCheck
+from nexa_core.config.distill_filter import (
+    AgreementCheck,
+    ArithmeticCheck,
+    ExactCheck,
+    JudgeCheck,
+    MathCheck,
+    OwnCheck,
+    ReferenceCheck,
+)
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 
@@ -15,6 +23,7 @@ CHECKS = {
     "math": "nexa_distill.checks.math:check_math",
     "exact": "nexa_distill.checks.exact:check_exact",
     "reference": "nexa_distill.checks.reference:check_reference",
+    "arithmetic": "nexa_distill.checks.arithmetic:check_arithmetic",
     "agreement": "nexa_distill.checks.agreement:check_agreement",
 }
 """Of a step's name: what makes a check of (settings, layout)."""
@@ -89,7 +98,7 @@ def open_check(settings: Any, layout: Layout, *, purpose: str = "judge") -> Chec
     Raises:
         UserError: a file that they name is not there, or a user's own function cannot be imported.
     """
-    if isinstance(settings, MathCheck | ExactCheck | ReferenceCheck | AgreementCheck):
+    if isinstance(settings, MathCheck | ExactCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck):
         check: Check = look_up(CHECKS, settings.name, what="check")(settings, layout)
         return check
     if isinstance(settings, JudgeCheck):

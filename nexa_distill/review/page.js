@@ -46,7 +46,7 @@ async function load(from, move = "stay") {
   if (view.text && move === "stay") say(`${number(pair.matching)} ${pair.matching === 1 ? "pair has" : "pairs have"} “${view.text}”`);
   else if (move !== "stay" && pair.row !== null) say("");
   if (!isSamePrompt) scrollTo(0, 0);
-  else document.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+  if (isSamePrompt || (pair.row !== null && pair.row !== pair.samples[0].row)) currentCard()?.scrollIntoView({ block: "nearest" });
 }
 
 // One thing after the other; what goes wrong is told on the page.
@@ -299,7 +299,7 @@ function bar() {
 }
 
 function choose(sample) {
-  work(() => load(sample.row));
+  if (!pending) work(() => load(sample.row));
 }
 
 const say = (text) => { byId("said").textContent = text; };
@@ -347,7 +347,7 @@ const KEYS = {
   a: () => decide("accept"), r: () => decide("reject"), e: edit, c: clear, u: undo, A: acceptOnly,
   j: () => go("next"), ArrowRight: () => go("next"), ArrowDown: () => go("next"), J: () => go("next-prompt"),
   k: () => go("previous"), ArrowLeft: () => go("previous"), ArrowUp: () => go("previous"), K: () => go("previous-prompt"),
-  "/": () => byId("text").select(), "?": () => byId("help").showModal(),
+  "/": () => { byId("text").focus(); byId("text").select(); }, "?": () => byId("help").showModal(),
   m: () => setMono(!document.body.classList.contains("mono")),
 };
 const MAY_REPEAT = new Set(["j", "k", "J", "K", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp"]);
