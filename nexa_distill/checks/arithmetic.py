@@ -21,6 +21,8 @@ BEFORE_A_PART = tuple(f"+-{TIMES}{OVER}.,%)0123456789")
 
 
 def check_arithmetic(settings: ArithmeticCheck, layout: Layout) -> Check:
+    require_sums, ends_with_last = settings.require_sums, settings.ends_with_last
+
     def judge(pair: Pair) -> Verdict:
         results = []
         for shown, is_right, result in sums_in(pair.completion):
@@ -28,9 +30,9 @@ def check_arithmetic(settings: ArithmeticCheck, layout: Layout) -> Check:
                 return rejected(WRONG_SUM, shown)
             results.append(result)
         if not results:
-            return rejected(NO_SUM) if settings.require_sums else KEPT
+            return rejected(NO_SUM) if require_sums else KEPT
         final = as_number(final_answer(pair.completion) or "")
-        if settings.ends_with_last and final != results[-1]:
+        if ends_with_last and final != results[-1]:
             return rejected(OTHER_RESULT, f"{final} instead of {results[-1]}")
         return KEPT
 
