@@ -213,6 +213,7 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
             {"name": "arithmetic"},
             {"name": "agreement"},
             {"name": "judge", "ask": {**asked, "prices": prices}, "min_score": 1, "max_cost_usd": 1.0},
+            {"name": "arithmetic", "require_sums": True, "ends_with_last": True},
             {"name": "exact", "matches": "2", "starts_with": "2", "ends_with": "2", "json_keys": ["sum"]},
         ]
         sampling = {"temperature": 1.0, "logprobs": 4, "max_tokens": 16, "stop": ["#"], "seed": 1}
@@ -226,7 +227,7 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
         value["filter"] |= {"steps": steps, "version": "v2"}
         (row, *_) = parquet.read_table(made.place.path).to_pylist()
         for step in _distil_config(value).filter.steps:
-            open_check(step, layout)([Pair({**row, "completion": "2", "extra_json": '{"sum": "2"}'})] * 2)
+            open_check(step, layout)([Pair({**row, "completion": "1 + 1 = 2", "extra_json": '{"sum": "2"}'})] * 2)
         with pytest.raises(UserError, match="no reference 'sum'"):
             filter_pairs(_distil_config(value), layout)
         value["filter"]["steps"] = [{"name": "length", "min_words": 9999}]
