@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill clean
 
 setup: $(STAMP)
 
@@ -68,5 +68,12 @@ bench-sync: $(STAMP)
 	$(PEERS_SYNC)/bin/python -m pip install --quiet -r benchmarks/sync/requirements.txt
 	$(BIN)/python -m benchmarks.sync.compare --peers $(PEERS_SYNC)/bin $(if $(wildcard /dev/shm),--folder /dev/shm)
 
+# Curator and distilabel have an environment of their own; the others run where NexaCompute does.
+PEERS_DISTILL := benchmarks/.peers-distill
+bench-distill: $(STAMP)
+	test -x $(PEERS_DISTILL)/bin/python || $(PYTHON) -m venv $(PEERS_DISTILL)
+	$(PEERS_DISTILL)/bin/python -m pip install --quiet -r benchmarks/distill/requirements.txt
+	$(BIN)/python -m benchmarks.distill.compare --peers $(PEERS_DISTILL)/bin/python
+
 clean:
-	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_core.errors import NexaError, UserError, not_built_yet
+from nexa_core.errors import NexaError
 from nexa_core.logs import log_to_stderr
 from nexa_core.lookup import look_up
 
@@ -59,8 +59,3 @@ def fail(message: str, exit_code: int) -> None:
 def show(value: Any, text: str, as_json: bool) -> None:
     """Print a result: text for people, or JSON for machines."""
     print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
-
-
-def refuse(what: str, instead: str) -> None:
-    """End a command that the runbook names and this version does not have: exit code 2."""
-    fail(str(not_built_yet(what, instead)), UserError.exit_code)

@@ -139,6 +139,81 @@ class Appender:
         self._file.close()
 
 
+class Journal:
+    """A file of JSON lines, each of which is whole and on the disk when `append` returns; one process at a time holds it.
+
+    What a killed writer left of a last line is cut off when it is opened; `cut_bytes` says how much that was.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._secrets = known_secrets()
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 -- closed by `close`
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.cut_bytes = self._mend()
+            self._size = os.fstat(self._file.fileno()).st_size
+        except BaseException:
+            self._file.close()
+            raise
+        flush_folder(path.parent)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines that are there."""
+        with self.path.open("rb") as file:
+            yield from file
+
+    def append(self, values: Iterable[Any]) -> None:
+        """Add a line for each value: all of them, or none where that fails.
+
+        Raises:
+            OSError: the disk is full; or (ESTALE) another program has written to the file or replaced it.
+        """
+        if not _is_named(self._file, self.path) or os.fstat(self._file.fileno()).st_size != self._size:
+            raise OSError(errno.ESTALE, "another program has changed it", str(self.path))
+        data = b"".join(json_line(value, self._secrets) for value in values)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._file.fileno(), data[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._size)
+            raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _mend(self) -> int:
+        """End the last line where it lacks but its end, and cut it off where it lacks more."""
+        begin = 0
+        for line in self.lines():
+            if not line.endswith(b"\n"):
+                if _is_json(line):
+                    os.write(self._file.fileno(), b"\n")
+                    return 0
+                os.ftruncate(self._file.fileno(), begin)
+                os.fsync(self._file.fileno())
+                return len(line)
+            begin += len(line)
+        return 0
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
 def open_log(path: Path) -> TextIO:
     """A text file to append log lines to, one flush a line; what a crash cuts off is at most the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)

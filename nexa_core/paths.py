@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+PACKAGES = Path(__file__).parent.parent
+"""The folder that holds `nexa_core` and its neighbours."""
 CATEGORIES = ("distillation", "training", "evaluation")
 
 
@@ -53,6 +55,13 @@ class Layout:
 
     def dataset_manifests(self, category: str) -> Path:
         return self.processed / category / "manifests"
+
+    def find(self, given: str) -> Path:
+        """What a path in the settings means: below the root, below the working folder, or beside the installed packages,
+        where the shipped teacher lies; below the root where it is nowhere."""
+        below_root = self.root / given
+        tried = (below_root, Path(given), PACKAGES / given)
+        return next((path for path in tried if path.exists()), below_root)
 
     def relative(self, path: Path) -> str:
         """`path` as it is written into manifests: below the root where it can be, with forward slashes."""

@@ -15,6 +15,11 @@ from nexa_data import manifests
 from nexa_data.sequences import Shard
 
 PREPARE = "python -m nexa_data.prepare --config configs/data.yaml"
+MAKERS = {
+    "teacher_outputs": "python -m nexa_distill.collect_teacher --replace",
+    "sft_datasets": "python -m nexa_distill.filter_pairs --replace",
+}
+"""Of an output that others make."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,10 @@ class Dataset:
         for record in manifests.files_of(self.manifest):
             self._checked(record)
 
+    @property
+    def _made_as(self) -> str:
+        return str(self.manifest["config"].get("output", {}).get("name"))
+
     def _record(self, split: str) -> Mapping[str, Any]:
         records: Mapping[str, Mapping[str, Any]] = self.manifest["splits"]
         if split not in records:
@@ -194,7 +203,7 @@ class Dataset:
 
     def _checked(self, record: Mapping[str, Any], *, by_size_alone: bool = False) -> Path:
         if problem := manifests.damage(self.layout, record, by_size_alone=by_size_alone):
-            raise UserError(f"Dataset {self.key}: {problem}. Prepare it again: {PREPARE}")
+            raise UserError(f"Dataset {self.key}: {problem}. Make it again: {MAKERS.get(self._made_as, PREPARE)}")
         return self.layout.absolute(record["path"])
 
 
@@ -211,7 +220,8 @@ def open_dataset(layout: Layout, name: str, version: str, *, category: str = "tr
         hint = did_you_mean(f"{name}_{version}", known)
         there = ", ".join(known) or "none"
         raise UserError(
-            f"No {category} dataset {name}_{version}.{hint} There: {there}. Datasets are made by: {PREPARE}"
+            f"No {category} dataset {name}_{version}.{hint} There: {there}. Datasets are made by: "
+            f"{MAKERS['sft_datasets'].removesuffix(' --replace') if category == 'distillation' else PREPARE}"
         )
     return Dataset(layout, path, manifest)
 

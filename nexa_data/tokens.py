@@ -30,7 +30,7 @@ def tokenizer_origins(config: DatasetConfig, layout: Layout) -> list[dict[str, A
     """
     if not isinstance(config.tokenizer, LoadedTokenizer):
         return []
-    path = layout.root / config.tokenizer.path
+    path = layout.find(config.tokenizer.path)
     tokenizer = _load(path)
     if getattr(config.output, "sequence_tokens", None) is not None:
         _marks(tokenizer, config)
@@ -65,7 +65,7 @@ def write_tokenizer(
         UserError: the file that is loaded is no tokenizer.
     """
     if isinstance(config, LoadedTokenizer):
-        tokenizer = _load(layout.root / config.path)
+        tokenizer = _load(layout.find(config.path))
     else:
         tokenizer = _train(files, config.vocab_size, key)
     durable.write_bytes(target, tokenizer.to_str().encode("utf-8"))  # no text to blank secrets in: tokens may be words

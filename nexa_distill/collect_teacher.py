@@ -14,7 +14,7 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
-from nexa_distill.inputs import Inputs, Prompt
+from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
 from nexa_llm.ask import Asked, ask, open_teacher, price_of, sampling_of
@@ -89,7 +89,7 @@ def collect(
         NexaError: the teacher does not answer.
     """
     settings = config.collect
-    inputs = Inputs(layout, config.inputs, max_rows=settings.max_samples)
+    inputs = open_inputs(config, layout)
     place = place_of(layout, destination or settings.key, FOLDER)
     made_of = _made_of(settings, inputs)
     standing = manifests.read_manifest(place.manifest_path)
@@ -164,7 +164,7 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
         UserError: as `collect` does.
     """
     settings = config.collect
-    inputs = Inputs(layout, config.inputs, max_rows=settings.max_samples)
+    inputs = open_inputs(config, layout)
     teacher = open_teacher(settings, layout)
     num_requests, prompt_bytes = inputs.num_rows * settings.samples, 0
     keys: list[str] = []
@@ -243,7 +243,7 @@ def _parameters(settings: CollectConfig) -> str:
 
 def _check_truncated(tally: Tally, settings: CollectConfig) -> None:
     truncated, total = tally.statuses["truncated"], tally.num_rows
-    if total >= FEWEST_JUDGED and truncated > settings.max_truncated_share * total:
+    if truncated > settings.max_truncated_share * total and total >= FEWEST_JUDGED:
         raise GateError(
             f"{truncated:,} of the first {total:,} answers were cut off at max_tokens: {settings.sampling.max_tokens}, "
             f"more than max_truncated_share: {settings.max_truncated_share:g}. They are kept; raise collect.sampling.max_tokens, "

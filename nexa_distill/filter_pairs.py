@@ -278,7 +278,7 @@ def _made_of(settings: FilterConfig, layout: Layout, sources: Sequence[Place]) -
     deciding = {name: value for name, value in settings.resolved().items() if name not in FREE_KEYS}
     files = [source.path for source in sources]
     if isinstance(settings.tokenizer, LoadedTokenizer):
-        files.append(layout.absolute(settings.tokenizer.path))
+        files.append(layout.find(settings.tokenizer.path))
     for step in settings.steps:
         if (template := getattr(step, "template", None)) is not None:
             files.append(layout.absolute(template))

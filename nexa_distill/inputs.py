@@ -1,5 +1,6 @@
 """The prompts that a teacher is asked, read in order and in batches, so that their number does not matter."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from nexa_core import digests
+from nexa_core.config import DataConfig, DistillConfig, load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_data.prepare import prepare
 from nexa_distill.places import Place, place_of, require_file
+
+logger = logging.getLogger(__name__)
 
 ROWS_A_BATCH = 512
 FOLDER = "teacher_inputs"
@@ -23,6 +28,20 @@ class Prompt:
     row_id: str
     prompt: str
     extra_json: str
+
+
+def open_inputs(config: DistillConfig, layout: Layout) -> "Inputs":
+    """The prompts that the settings name; made now from `prepare` when they are not there yet.
+
+    Raises:
+        UserError: they are not there, and `prepare` does not make them.
+    """
+    if config.prepare is not None and not place_of(layout, config.inputs, FOLDER).path.exists():
+        data = load_config(layout.find(config.prepare), DataConfig)
+        if wanted := tuple(dataset for dataset in data.datasets if dataset.key == config.inputs):
+            logger.info("%s is not there yet: preparing it from %s", config.inputs, config.prepare)
+            prepare(data.model_copy(update={"datasets": wanted}), layout)
+    return Inputs(layout, config.inputs, max_rows=config.collect.max_samples)
 
 
 class Inputs:

@@ -1,6 +1,7 @@
 """What people decided about pairs in `nexa review`."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from nexa_core import digests
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 
-DECISIONS = ("accept", "reject", "edit", "none")
+DECISIONS = ("none", "accept", "reject", "edit")
+Answered = tuple[str, int, str]
+"""The answer that a decision is about: `row_id`, `sample_index`, `request_sha256`. What another request brings is another one."""
 
 
 @dataclass(frozen=True)
 class Review:
     decision: str
-    """accept, reject or edit."""
+    """One of DECISIONS."""
     completion: str | None = None
     """What an edit puts in place of the answer."""
 
@@ -24,20 +27,34 @@ def reviews_path(layout: Layout, key: str) -> Path:
     return layout.processed / "distillation" / "reviews" / f"{key}.jsonl"
 
 
-def read_reviews(path: Path) -> dict[tuple[str, int], Review]:
-    """The last decision about each row, by its id and the number of the sample; a torn last line is none.
+def read_reviews(path: Path) -> dict[Answered, Review]:
+    """The last decision about each answer; a torn last line is none.
 
     Raises:
         UserError: a line is not one that `nexa review` writes.
     """
     if not path.exists():
         return {}
-    found: dict[tuple[str, int], Review] = {}
+    found: dict[Answered, Review] = {}
     lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
+    for answered, review in parse_reviews(path, lines[:-1]):
+        if review.decision == "none":
+            found.pop(answered, None)
+        else:
+            found[answered] = review
+    return found
+
+
+def parse_reviews(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[Answered, Review]]:
+    """Each line of the file at `path`.
+
+    Raises:
+        UserError: a line is not one that `nexa review` writes.
+    """
+    for number, line in enumerate(lines, start=1):
         try:
             told = json.loads(line)
-            key = (str(told["row_id"]), int(told["sample_index"]))
+            answered = (str(told["row_id"]), int(told["sample_index"]), str(told["request_sha256"]))
             decision = told["decision"]
             if decision not in DECISIONS or (decision == "edit" and not isinstance(told["completion"], str)):
                 raise ValueError(f"decision {decision!r}")
@@ -45,11 +62,7 @@ def read_reviews(path: Path) -> dict[tuple[str, int], Review]:
             raise UserError(
                 f"{path}:{number} is no decision of `nexa review`: {error}. Mend the line, or remove it."
             ) from None
-        if decision == "none":
-            found.pop(key, None)
-        else:
-            found[key] = Review(decision, told.get("completion"))
-    return found
+        yield answered, Review(decision, told.get("completion"))
 
 
 def digest_of_reviews(path: Path) -> str | None:

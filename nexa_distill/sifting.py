@@ -16,7 +16,7 @@ from nexa_data.quality import numbered
 from nexa_distill.checks import Check, Pair, Rejection, open_check
 from nexa_distill.funnel import Stage
 from nexa_distill.outputs import SCHEMA
-from nexa_distill.reviews import Review
+from nexa_distill.reviews import Answered, Review
 
 ROWS_AT_ONCE = 4096
 BATCH_ROWS = 512
@@ -46,7 +46,7 @@ class Sieve:
         self.num_rescued = 0
         """Pairs that a step had rejected and a person accepted."""
 
-    def sift(self, pairs: Sequence[Pair], reviews: dict[tuple[str, int], Review]) -> list[Sifted]:
+    def sift(self, pairs: Sequence[Pair], reviews: dict[Answered, Review]) -> list[Sifted]:
         """Each pair with the first step that it fails, in order; people's decisions come after all steps and win."""
         outcome = [Sifted(pair) for pair in pairs]
         self._apply(STATUS, outcome, [self._status(pair) for pair in pairs])
@@ -72,9 +72,9 @@ class Sieve:
             return None if pair.completion.strip() else Rejection("empty answer")
         return Rejection(status, pair.row["error"] or pair.row["finish_reason"] or "")
 
-    def _reviewed(self, sifted: Sifted, reviews: dict[tuple[str, int], Review]) -> Sifted:
+    def _reviewed(self, sifted: Sifted, reviews: dict[Answered, Review]) -> Sifted:
         row = sifted.pair.row
-        review = reviews.get((row["row_id"], row["sample_index"]))
+        review = reviews.get((row["row_id"], row["sample_index"], row["request_sha256"]))
         stage = self.stages[REVIEW]
         if review is None:
             stage.rows_in += sifted.step is None

@@ -38,7 +38,8 @@ def find_overlapping(checkpoint: Checkpoint, dataset: Dataset, split: str) -> Ov
     if training_key == dataset.key:
         return None
     try:
-        training = open_dataset(dataset.layout, known["name"], known["version"])
+        category = checkpoint.config["data"].get("category", "training")
+        training = open_dataset(dataset.layout, known["name"], known["version"], category=category)
     except UserError:
         return Overlapping(None, training_key, f"{training_key}, which the model learned from, is not here")
     if training.fingerprint != known["fingerprint"]:

@@ -94,7 +94,7 @@ def assign(
     real = checkpoint_path.resolve() if checkpoint_path.exists() else checkpoint_path
     checkpoint = load_checkpoint(real)
     config = _config_for(checkpoint, checkpoint_path, config_path, overrides)
-    dataset = open_dataset(layout, config.data.dataset, config.data.version)
+    dataset = open_dataset(layout, config.data.dataset, config.data.version, category=config.data.category)
     _check_dataset(checkpoint, dataset)
     overlapping = find_overlapping(checkpoint, dataset, config.evaluation.split)
     return Assignment(layout, real, digests.of_file(real), checkpoint, config, config_path, dataset, overlapping)

@@ -87,7 +87,8 @@ def open_recorded(config: AskConfig, layout: Layout) -> Recorded:
 
 
 def sampling_of(config: AskConfig) -> Sampling:
-    return Sampling(**config.sampling.model_dump())
+    given = config.sampling
+    return Sampling(given.temperature, given.top_p, given.max_tokens, given.seed, given.stop, given.logprobs)
 
 
 def price_of(config: AskConfig, *, has_budget: bool) -> Price | None:

@@ -1,6 +1,6 @@
 """The language model: a transformers architecture built from sizes or brought along, with the unigram model it has to beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,13 @@ class CausalLm(nn.Module):
         self.register_buffer("unigram_log_probs_V", torch.zeros(num_tokens))
 
     def forward(
-        self, ids: Tensor, at: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        ids: Tensor,
+        at: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        *,
+        with_head: bool = True,
     ) -> Tensor:
         """Logits (n, vocabulary) at `n` of the places of `ids`, the only ones that the output layer is applied to.
 
@@ -53,6 +59,8 @@ class CausalLm(nn.Module):
             positions: (rows, tokens), counted from each document's beginning; from the row's without it.
             documents: (rows, tokens), which document of its row a token belongs to; tokens attend to their own
                 document only. Without it a row is one document.
+            with_head: False for the hidden states (n, width) that the output layer would be applied to; only where
+                `applies_head_alone`.
         """
         self.choose_attention(packed=documents is not None, device=ids.device)
         masks = None if documents is None else self._masks(documents)
@@ -61,12 +69,24 @@ class CausalLm(nn.Module):
             inputs["documents"] = documents
         if self._head_alone:
             hidden = self.transformer.base_model(**inputs).last_hidden_state
-            return self.transformer.get_output_embeddings()(hidden.flatten(0, 1)[at])
+            states: Tensor = hidden.flatten(0, 1)[at]
+            return self.head(states) if with_head else states
+        assert with_head
         # Logits that are scaled or capped are left to the model's own forward, which gives them in the order of places.
         places, order = at.unique(return_inverse=True)
         keep = torch.zeros_like(ids, dtype=torch.bool)
         keep.view(-1)[places] = True
         return self.transformer(**inputs, logits_to_keep=keep).logits[order]
+
+    @property
+    def applies_head_alone(self) -> bool:
+        """Whether the logits are what the output layer makes of the last hidden states, and nothing is done to them."""
+        return self._head_alone
+
+    @property
+    def head(self) -> Any:
+        """The output layer."""
+        return self.transformer.get_output_embeddings()
 
     def choose_attention(self, *, packed: bool, device: torch.device) -> None:
         """Have packs go through an attention that skips what a mask would hide, and all else as usual."""
@@ -102,15 +122,50 @@ class CausalLm(nn.Module):
         max_new_tokens: int,
         end_id: int | Sequence[int],
         padding_id: int,
+        choose: Callable[[Tensor], Tensor] | None = None,
+        has_ended: Callable[[], list[bool]] | None = None,
     ) -> Tensor:
-        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens); each ends at an `end_id`."""
+        """Greedy continuations (rows, new tokens) of left-padded prompts (rows, tokens); each ends at an `end_id`.
+
+        Args:
+            choose: gives the next token of each row by the logits (rows, vocabulary), in place of the likeliest.
+            has_ended: says after each token which rows are done, beside those at an `end_id`.
+        """
         self.choose_attention(packed=False, device=ids.device)
         out = self.transformer.generate(
             input_ids=ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=[] if choose is None else [_only(choose)],
+            stopping_criteria=[] if has_ended is None else [_ends(has_ended)],
             eos_token_id=end_id if isinstance(end_id, int) else list(end_id),
+            pad_token_id=padding_id,
+        )
+        return out[:, ids.shape[1] :]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        end_id: int,
+        padding_id: int,
+    ) -> Tensor:
+        """The same with tokens drawn from the whole distribution, by torch's generator."""
+        self.choose_attention(packed=False, device=ids.device)
+        out = self.transformer.generate(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=end_id,
             pad_token_id=padding_id,
         )
         return out[:, ids.shape[1] :]
@@ -139,6 +194,19 @@ class CausalLm(nn.Module):
             lowest = torch.finfo(self.transformer.dtype).min
             return torch.zeros_like(mask, dtype=self.transformer.dtype).masked_fill(~mask, lowest)
         return mask
+
+
+def _only(choose: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Scores by which transformers takes what `choose` has chosen."""
+
+    def process(_: Tensor, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -torch.inf).scatter_(1, choose(logits)[:, None], 0.0)
+
+    return process
+
+
+def _ends(has_ended: Callable[[], list[bool]]) -> Callable[..., Tensor]:
+    return lambda ids, _: torch.tensor(has_ended(), device=ids.device)
 
 
 def block_diagonal_mask(documents: Tensor, window: int | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 Targets that are not to be learned are `IGNORED`; a batch's loss is the sum over the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -18,6 +18,7 @@ from nexa_data.rows import plain_messages
 from nexa_models.chat import encode_conversations
 from nexa_models.packing import pack
 from nexa_models.spec import ModelSpec
+from nexa_models.stored import StoredTop
 from nexa_models.vocabulary import encode_plain, encode_texts, special_ids_of
 
 IGNORED = -100  # what torch's cross_entropy leaves out by default
@@ -37,16 +38,22 @@ class Batch:
     """Tokens in it that are no padding."""
     num_slots: int = 0
     """Tokens that the model computes, padding among them."""
+    beside: dict[str, Tensor] = field(default_factory=dict)
+    """What a teacher thinks of each target, where that is stored: see `nexa_models.stored`."""
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; copies from pinned memory do not wait."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=True))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """In memory that a GPU reads from directly."""
-        inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, targets=self.targets.pin_memory())
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        inputs, beside = (
+            {name: change(tensor) for name, tensor in each.items()} for each in (self.inputs, self.beside)
+        )
+        return replace(self, inputs=inputs, targets=change(self.targets), beside=beside)
 
 
 class Encoded(Protocol):
@@ -193,6 +200,8 @@ class Sequences:
     rows_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """The table's row that each sequence is of; a long document has several."""
     shapes: Shapes = Shapes()
+    stored: StoredTop | None = None
+    """What a teacher thinks of the targets."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -240,6 +249,7 @@ class Sequences:
             target_rows=owners[which[is_target]],
             num_tokens=len(which),
             num_slots=ids.size,
+            beside={} if self.stored is None else self.stored.of(sources[is_target] + 1),
         )
 
     @property

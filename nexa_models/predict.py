@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from nexa_core.errors import GateError
@@ -19,6 +19,7 @@ from nexa_data.rows import plain_messages
 from nexa_models.causal_lm import CausalLm
 from nexa_models.chat import prompt_ids, stop_ids
 from nexa_models.encoding import Batch, Encoded, Sequences, encode
+from nexa_models.generation import left_padded
 from nexa_models.spec import ModelSpec
 from nexa_models.vocabulary import special_ids_of, token_bytes
 
@@ -131,7 +132,7 @@ def complete(
     with torch.inference_mode():
         for room in sorted({room for room in rooms if room > 0}, reverse=True):
             for chunk in _chunks([row for row in range(len(prompts)) if rooms[row] == room], batch_size):
-                padded, mask = _left_padded([ids_of_prompts[row] for row in chunk], padding_id, device)
+                padded, mask = left_padded([ids_of_prompts[row] for row in chunk], padding_id, device)
                 out = model.generate(padded, mask, max_new_tokens=room, end_id=stop_ids(spec), padding_id=padding_id)
                 for row, text in zip(chunk, tokenizer.decode_batch(out.tolist()), strict=True):
                     texts[row] = text
@@ -238,15 +239,6 @@ def _complete_first(
     )
     texts = dict(zip(rows, completed, strict=True))
     return [texts.get(row) for row in range(len(prompts))]
-
-
-def _left_padded(sequences: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (rows, longest) that all end in the last column, and the mask that is 1 at real tokens."""
-    longest = max(len(sequence) for sequence in sequences)
-    gaps = [longest - len(sequence) for sequence in sequences]
-    ids = [[padding] * gap + sequence for gap, sequence in zip(gaps, sequences, strict=True)]
-    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _check_finite(predictions: pa.Table, spec: ModelSpec) -> None:

@@ -68,6 +68,6 @@ def _choose_device(config: RunConfig | None, world: World) -> torch.device:
 
 def _fingerprint(layout: Layout, data: Data) -> str:
     try:
-        return open_dataset(layout, data.dataset, data.version).fingerprint
+        return open_dataset(layout, data.dataset, data.version, category=data.category).fingerprint
     except UserError:
         return "not prepared"

@@ -123,7 +123,8 @@ def merge_checked(model: nn.Module, spec: ModelSpec, rows: pa.Table) -> tuple[nn
 
 
 def _dataset_of(layout: Layout, checkpoint: Checkpoint) -> Dataset:
-    dataset = open_dataset(layout, checkpoint.dataset["name"], checkpoint.dataset["version"])
+    category = checkpoint.config["data"].get("category", "training")
+    dataset = open_dataset(layout, checkpoint.dataset["name"], checkpoint.dataset["version"], category=category)
     if dataset.fingerprint != checkpoint.dataset["fingerprint"]:
         raise GateError(f"Dataset {dataset.key} was made anew since the run; the package could not prove its score.")
     return dataset

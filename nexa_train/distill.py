@@ -1,6 +1,19 @@
-"""Distillation training: not in this version; the command says so and exits 2."""
+"""Training a student of a teacher: `train` for a config that says what it learns from."""
 
-from nexa_core.command import refuse
+from nexa_core.config import RunConfig
+from nexa_core.errors import UserError
+
+
+def require_teacher(config: RunConfig) -> None:
+    """Raise a `UserError` where a config says nothing of a teacher: then it is `train` that is meant."""
+    if config.distillation is None:
+        raise UserError(
+            "This config has no `distillation:` section, which says what the student learns from; e.g. `distillation: "
+            "{loss: {name: sequence}}` for a teacher's answers alone. Without a teacher: nexa train."
+        )
+
 
 if __name__ == "__main__":
-    refuse("Distillation training", "Train on prepared pairs instead: nexa train --config configs/baseline.yaml")
+    from nexa_core.command import enter
+
+    enter("distill")

@@ -28,7 +28,9 @@ from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_models.token_rows import TokenRows
 from nexa_train.baseline import unigram_log_probs
+from nexa_train.distilling import bring_stored, plan_lesson
 from nexa_train.distributed.world import World
+from nexa_train.objectives import Objective, cross_entropy
 from nexa_train.order import Plan, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Job:
     """Whether each process holds only a part of the weights: with fsdp, unless there is one process."""
     source: Path | None
     """The checkpoint of another run to begin at."""
+    objective: Objective
+    """What a microbatch's loss is."""
     inputs: dict[str, Any]
     """What the run's fingerprint is made of."""
 
@@ -83,15 +87,22 @@ def make_job(
     numerics.make_deterministic(training.num_threads or num_threads)
     numerics.check_precision(training.precision, device)
     dataset = ensure_dataset(layout, config.data)
+    dataset.check_split(config.evaluation.split)  # before there is work to lose
     spec = describe_model(config.model, dataset)
     if source is not None:
         check_source(open_checkpoint(source, tensors=False), source, config)
         if is_sharded(source):
             check_files(source, read_about(source), share=world.rank, num_shares=world.size)
     most_rows = -(-training.batch_size // num_microbatches)
-    train_data = arrange(encode_training(dataset, spec, world), spec, training, num_rows=most_rows)
-    validation = encode_split(dataset, "val", spec)
     sharded = training.distributed.strategy == "fsdp" and not world.is_alone
+    encoded = encode_training(dataset, spec, world)
+    lesson = None
+    if config.distillation is not None:
+        encoded = bring_stored(config.distillation, encoded, dataset, layout)
+        is_packing = training.packing is not None or isinstance(encoded, TokenRows)
+        lesson = plan_lesson(config.distillation, spec, layout, device=device, is_sharded=sharded, packed=is_packing)
+    train_data = arrange(encoded, spec, training, num_rows=most_rows)
+    validation = encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
     if not sharded:  # otherwise it is moved, and compiled, when it is cut
         model = model.to(device)
@@ -113,6 +124,8 @@ def make_job(
     )
     if spec.pretrained is not None:
         inputs["pretrained"] = spec.pretrained.files
+    if lesson is not None:
+        inputs["distillation"] = lesson.inputs
     if source is not None:
         inputs["begun_at"] = digest_of(source)
     return Job(
@@ -132,6 +145,7 @@ def make_job(
         is_exact=exact,
         is_sharded=sharded,
         source=source,
+        objective=cross_entropy if lesson is None else lesson.objective,
         inputs=inputs,
     )
 
@@ -180,6 +194,8 @@ def ensure_dataset(layout: Layout, data: Data) -> Dataset:
     Raises:
         UserError: there is none, or the one that stands was made with other settings than `data.prepare` has now.
     """
+    if data.category == "distillation":
+        return open_dataset(layout, data.dataset, data.version, category=data.category)
     standing = read_manifest(layout.dataset_manifests("training") / f"{data.key}.json")
     if data.prepare is None or (standing is not None and not Path(data.prepare).exists()):
         return open_dataset(layout, data.dataset, data.version)

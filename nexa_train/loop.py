@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn, optim
 
 from nexa_models.encoding import Batch
-from nexa_models.loss import summed_loss
 from nexa_models.numerics import seed_generators
 from nexa_train.distributed.strategies import Learn, Strategy
 from nexa_train.feed import Feed, StepData
+from nexa_train.objectives import Moment, Objective, cross_entropy
 from nexa_train.order import derive_seed
 
 
@@ -56,6 +56,7 @@ def fit(
     should_stop: Callable[[State], bool],
     hooks: list[Hook],
     notify: Callable[[int], None],
+    objective: Objective = cross_entropy,
 ) -> None:
     """Train from `state.step` to the plan's end, or until `should_stop`; each hook is called after each step, `notify` before.
 
@@ -66,7 +67,7 @@ def fit(
         while not should_stop(state) and (step := next(steps, None)) is not None:
             notify(state.step)
             state.model.train()
-            loss = strategy.run(step, _learn(step, feed, autocast))
+            loss = strategy.run(step, _learn(step, feed, autocast, objective))
             gradient_norm = strategy.clip(max_gradient_norm)
             rate = lr(state.step)
             for group in state.optimizer.param_groups:
@@ -89,14 +90,14 @@ def fit(
                 hook(state, result)
 
 
-def _learn(step: StepData, feed: Feed, autocast: Callable[[], torch.autocast]) -> Learn:
+def _learn(step: StepData, feed: Feed, autocast: Callable[[], torch.autocast], objective: Objective) -> Learn:
     def learn(model: nn.Module, batch: Batch, index: int, *, weight: float = 1.0) -> Tensor:
         # Dropout is a function of where the run is, not of what came before: resuming needs no generator state.
         seed_generators(derive_seed(feed.plan.seed, "dropout", step.step, index), feed.device)
         batch = batch.to(feed.device)
         with autocast():
-            logits = model(**batch.inputs)
-        loss = summed_loss(logits, batch.targets) / max(step.num_targets, 1)
+            summed = objective(model, batch, Moment(feed.plan.seed, step.step, index))
+        loss = summed / max(step.num_targets, 1)
         (loss * weight).backward()
         return loss.detach()
 

@@ -244,6 +244,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
                 preemption.obey(save),
             ],
             notify=heartbeat.beat,
+            objective=job.objective,
         )
         rates = throughput.report()  # before the last checkpoint is waited for
         with heartbeat.phase("writing the last checkpoint"):

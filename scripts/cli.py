@@ -6,7 +6,15 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 import typer
 
 from nexa_core.command import run_to_exit
-from scripts import data_commands, lab_commands, pairs_commands, result_commands, teacher_commands, training_commands
+from scripts import (
+    data_commands,
+    lab_commands,
+    pairs_commands,
+    result_commands,
+    review_commands,
+    teacher_commands,
+    training_commands,
+)
 
 app = typer.Typer(
     help="A machine-learning laboratory in a box: raw files in, a verified package out.",
@@ -16,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for commands in (lab_commands, teacher_commands, pairs_commands, training_commands, result_commands):
+for commands in (lab_commands, teacher_commands, review_commands, pairs_commands, training_commands, result_commands):
     app.add_typer(commands.app)
 app.add_typer(data_commands.app, name="data")
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,60 @@ def judge(
     verdict = judge_checkpoint(checkpoint, layout=layout, config_path=config, overrides=override or [], rubric=rubric)
     show(verdict.as_json(), verdict.as_text(layout), as_json)
     verdict.require_pass()
+
+
+@app.command()
+def compare(
+    checkpoint: CheckpointPath,
+    other: Annotated[Path, typer.Option("--with", help="The checkpoint that it is to be better than.")],
+    data: Annotated[
+        str | None, typer.Option(help="The rows: a dataset's key. [default: the checkpoints' own dataset]")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What decides: accuracy or log_loss; final_answer, exact_match, loss or bits_per_byte of language models. "
+            "[default: accuracy, or bits_per_byte]"
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="Not better where chance alone is likelier than this.", min=0, max=1)
+    ] = 0.01,
+    override: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints row by row on the same held-out rows; exit code 3 when the first is not better.
+
+    Example: nexa compare --checkpoint artifacts/checkpoints/best.pt --with artifacts/checkpoints/checkpoint_epoch0.pt
+    """
+    from nexa_core.paths import Layout
+    from nexa_eval.compare import compare as compare_checkpoints
+
+    layout = Layout.from_environment()
+    comparison = compare_checkpoints(
+        checkpoint, other, layout=layout, dataset=data, overrides=override or [], metric=metric, alpha=alpha
+    )
+    show(comparison.as_json(), comparison.as_text(layout), as_json)
+    comparison.require_better()
+
+
+@app.command()
+def export(
+    checkpoint: CheckpointPath,
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    replace: Annotated[bool, typer.Option(help="Write over another model in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a language model as a folder that transformers reads, with the records of the run that made it.
+
+    Example: nexa export --checkpoint artifacts/checkpoints/best.pt --output artifacts/models/python_docs
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.export import export as export_model
+
+    exported = export_model(checkpoint, output, layout=Layout.from_environment(), dtype=dtype, replace_files=replace)
+    show(exported.as_json(), exported.as_text(), as_json)
 
 
 @app.command()

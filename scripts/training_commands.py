@@ -3,22 +3,28 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nexa_core.command import show
 from scripts.options import Config, Json, Overrides
 
+if TYPE_CHECKING:
+    from nexa_core.config import RunConfig
+
 app = typer.Typer()
+
+Resume = Annotated[bool, typer.Option(help="Continue the newest unfinished run of this config.")]
+ResumeFrom = Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint.")]
 
 
 @app.command()
 def train(
     config: Config = Path("configs/default.yaml"),
     override: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run of this config.")] = False,
-    resume_from: Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint.")] = None,
+    resume: Resume = False,
+    resume_from: ResumeFrom = None,
     as_json: Json = False,
 ) -> None:
     """Train a model and score it on the test split.
@@ -26,13 +32,37 @@ def train(
     Example: nexa train --config configs/default.yaml --override training.optimizer.lr=0.0001
     """
     from nexa_core.config import RunConfig, load_config
+
+    _run(load_config(config, RunConfig, overrides=override or []), config, resume, resume_from, as_json)
+
+
+@app.command()
+def distill(
+    config: Config = Path("nexa_train/configs/baseline.yaml"),
+    override: Overrides = None,
+    resume: Resume = False,
+    resume_from: ResumeFrom = None,
+    as_json: Json = False,
+) -> None:
+    """Train a student of a teacher: on its answers, or also on the probabilities behind them.
+
+    Example: nexa distill --config nexa_train/configs/baseline.yaml --override distillation.loss.temperature=2
+    """
+    from nexa_core.config import RunConfig, load_config
+    from nexa_train.distill import require_teacher
+
+    settings = load_config(config, RunConfig, overrides=override or [])
+    require_teacher(settings)
+    _run(settings, config, resume, resume_from, as_json)
+
+
+def _run(settings: "RunConfig", config_path: Path, resume: bool, resume_from: Path | None, as_json: bool) -> None:
     from nexa_core.paths import Layout
     from nexa_train.distributed.world import read_world
     from nexa_train.train import run
 
-    settings = load_config(config, RunConfig, overrides=override or [])
     layout = Layout.from_environment()
-    result = run(settings, layout=layout, config_path=config, resume=resume, resume_from=resume_from)
+    result = run(settings, layout=layout, config_path=config_path, resume=resume, resume_from=resume_from)
     if read_world(os.environ).is_main:
         show(result.manifest, result.as_text(layout), as_json)
 

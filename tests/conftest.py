@@ -18,12 +18,21 @@ from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_ops.package import package
 from nexa_train.train import run
+from tests.browser import Browser, find_chromium, start_browser
 from tests.labs import make_config, make_lab, write_config
 from tests.storages import Storage, TestBucket, start
 
 FINISHED_MODELS = ("mlp", "text_classifier", "causal_lm")
 
 Files = dict[str, bytes]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_chromium() is None:
+        reason = "no Chromium here: apt-get install --no-install-recommends chromium, or NEXA_CHROMIUM=<program>"
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,13 @@ def bucket(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
     bucket = TestBucket(storage, f"bucket-{uuid.uuid4().hex[:12]}")
     storage.client().create_bucket(Bucket=bucket.name)
     return bucket
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser, for tests with the marker of its name."""
+    with start_browser(tmp_path_factory.mktemp("browser") / "profile") as browser:
+        yield browser
 
 
 def read_package(tarball: Path) -> Files:

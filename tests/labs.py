@@ -125,7 +125,7 @@ def make_config(model: str, /, **sections: dict[str, Any]) -> RunConfig:
         "tracking": {"tensorboard": False},
     }
     for section, changes in sections.items():
-        value[section] = {**value[section], **changes}
+        value[section] = {**value.get(section, {}), **changes}
     return parse_config(Document(json.loads(json.dumps(value)), {}, "test"), RunConfig)
 
 

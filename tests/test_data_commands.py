@@ -184,6 +184,6 @@ def test_the_commands_print_and_exit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(broken.exception, NexaError)
     assert broken.exception.exit_code == 3
     for command in (["diff", "news_v1", "news_v2"], ["overview", "news_v2"]):
-        assert "news_v2.parquet is missing. Prepare it again" in str(runner.invoke(app, command).exception)
+        assert "news_v2.parquet is missing. Make it again" in str(runner.invoke(app, command).exception)
     missing = runner.invoke(app, ["funnel", "news_v3"])
     assert "Did you mean 'news_v" in str(missing.exception)

@@ -65,6 +65,63 @@ def test_secrets_of_the_environment_do_not_reach_files(tmp_path: Path, monkeypat
     assert (tmp_path / "file").read_text() == '{\n  "url": "https://user:[WANDB_API_KEY]@host"\n}\n'
 
 
+def test_a_journal_keeps_whole_lines_and_cuts_what_a_kill_left_of_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2')
+    journal = durable.Journal(path)
+    assert journal.cut_bytes == 7
+    journal.append([{"a": 3}, {"a": 4}])
+    journal.close()
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 3}\n{"a": 4}\n'
+
+
+def test_a_journals_last_line_without_its_end_is_kept_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')
+    journal = durable.Journal(path)
+    journal.append([{"a": 3}])
+    journal.close()
+    assert (journal.cut_bytes, path.read_bytes()) == (0, b'{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+
+
+def test_a_journal_is_held_by_one_alone(tmp_path: Path) -> None:
+    journal = durable.Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(BlockingIOError):
+        durable.Journal(journal.path)
+    journal.close()
+    durable.Journal(journal.path).close()
+
+
+@pytest.mark.parametrize("change", ["write", "replace"])
+def test_a_journal_that_another_program_changes_takes_no_more_lines(tmp_path: Path, change: str) -> None:
+    journal = durable.Journal(tmp_path / "journal.jsonl")
+    journal.append([1])
+    if change == "replace":
+        durable.write_text(journal.path, "1\n")
+    else:
+        journal.path.write_text("1\n2\n")
+    before = journal.path.read_bytes()
+    with pytest.raises(OSError, match="another program has changed it"):
+        journal.append([3])
+    assert journal.path.read_bytes() == before
+
+
+def test_a_journals_failed_lines_leave_nothing(tmp_path: Path) -> None:
+    """The limit on a file's size stands for a full disk."""
+    path = tmp_path / "journal.jsonl"
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from nexa_core import durable\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "journal = durable.Journal(Path(sys.argv[1])); journal.append(['one'])\n"
+        "try: journal.append(['two', 'x' * 200])\n"
+        "except OSError as error: print(error.filename)\n"
+        "journal.append(['three'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{path}\n"
+    assert path.read_text() == '"one"\n"three"\n'
+
+
 WRITERS = {
     *("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "mkdir", "rmdir", "unlink", "rename"),  # Path
     *("to_parquet", "to_csv", "to_json", "to_pickle", "save_file", "save_model", "save_pretrained", "savez", "tofile"),

@@ -300,7 +300,11 @@ def test_what_people_decide_wins(tmp_path: Path) -> None:
     ]
     path = reviews_path(Layout(tmp_path), "teacher_outputs_v1")
     path.parent.mkdir(parents=True)
-    lines = [json.dumps({"row_id": r, "sample_index": 0, "decision": d, "completion": c}) for r, d, c in decisions]
+    stale = {"row_id": "b", "sample_index": 0, "decision": "accept", "request_sha256": "asked in another way"}
+    lines = [
+        json.dumps({"row_id": r, "sample_index": 0, "decision": d, "completion": c, "request_sha256": f"digest of {r}"})
+        for r, d, c in decisions
+    ] + [json.dumps(stale)]
     path.write_text("\n".join(lines) + '\n{"row_id": "a", "sample_ind')  # torn by a kill
     done = filtered(tmp_path, [{"name": "length", "of": "completion", "min_words": 3}])
     assert {each["row_id"]: each["completion"] for each in read(tmp_path, done, "filtered")} == {
@@ -310,7 +314,7 @@ def test_what_people_decide_wins(tmp_path: Path) -> None:
     assert done.manifest["accepted_by_people"] == 2
     with path.open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=r"v1\.jsonl:5 is no decision"):
+    with pytest.raises(UserError, match=r"v1\.jsonl:6 is no decision"):
         filtered(tmp_path, [], replace=True)
 
 

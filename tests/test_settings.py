@@ -8,21 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from pydantic import BaseModel
 
-from nexa_core.config import DataConfig, RunConfig
+from nexa_core.config import DataConfig, DistillConfig, RunConfig
 from nexa_core.config.base import Settings
-from nexa_core.config.load import load_config
+from nexa_core.config.documents import Document
+from nexa_core.config.load import load_config, parse_config
 from nexa_core.config.rubric import Rubric
+from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
+from nexa_distill.checks import Pair, open_check
+from nexa_distill.collect_teacher import collect as collect_answers
+from nexa_distill.filter_pairs import REJECTED_SCHEMA, filter_pairs
+from nexa_distill.outputs import SCHEMA as OUTPUTS
+from nexa_distill.regenerate import regenerate
 from nexa_eval.judge import judge
 from nexa_models.chat import BUILT_IN
 from nexa_train.train import run
 from tests.folders import bert, llama
 from tests.labs import DATASETS, MODELS, make_config, make_lab
+from tests.simulators import simulator
 
 # `name` tells groups apart and is read by pydantic; `parameters` go as a whole into the model's spec, and what is
 # inside them is read from there.
@@ -164,6 +174,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
         training = {"max_steps": 1, "packing": {"max_tokens": 1024} if dataset == "chats" else None}
         run(make_config("causal_lm", data={"dataset": dataset}, model=model, training=training), layout=layout)
     judge(result.checkpoint, layout=layout)
+    _distil(layout, tmp_path)
     shutil.rmtree(layout.processed / "training" / "manifests")
     own = make_config(
         "mlp", data={"dataset": "images", "prepare": str(_write_data_config(tmp_path))}, training={"max_steps": 1}
@@ -174,8 +185,78 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
 
     wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
     unread = sorted(wanted - reads)
-    assert unread == [], unread
+    assert not unread, unread
     assert len(wanted) > 70
+
+
+def _distil(layout: Layout, tmp_path: Path) -> None:
+    """Ask, filter, ask again, and train a student by each loss."""
+    parquet.write_table(
+        pyarrow.table({"row_id": ["a", "b"], "prompt": ["1 + 1?", "2 + 2?"]}), tmp_path / "inputs.parquet"
+    )
+    (tmp_path / "recorded.jsonl").write_text('{"q": "1 + 1?", "a": "two"}\n{"q": "2 + 2?", "a": "four"}\n')
+    tokenizer = layout.processed / "training" / "tokenizers" / "pairs_v1.json"
+    with simulator("--tokenizer", str(tokenizer)) as server:
+        asked = {"teacher": "openai:m", "base_url": server.base_url}
+        pace = {"requests_per_minute": 6000, "tokens_per_minute": 600_000}
+        steps = [
+            {"name": "length", "min_chars": 1},
+            {"name": "check:tests.test_settings:never", "parameters": {}},
+            {"name": "math", "reference": "sum"},
+            {"name": "reference", "reference": "sum"},
+            {"name": "agreement"},
+            {"name": "judge", "ask": asked, "min_score": 1},
+        ]
+        sampling = {"temperature": 1.0, "logprobs": 4, "max_tokens": 16, "stop": ["#"], "seed": 1}
+        collect = {**asked, "samples": 2, "pace": pace, "sampling": sampling, "tokenizer": str(tokenizer)}
+        prices = {"m": {"prompt_usd_per_million": 1.0, "completion_usd_per_million": 1.0}}
+        limits = {"prices": prices, "max_cost_usd": 1.0, "max_truncated_share": 1.0, "max_samples": 2}
+        value: dict[str, Any] = {"inputs": str(tmp_path / "inputs.parquet"), "collect": {**collect, **limits}}
+        value["filter"] = {"keep_truncated": True, "tokenizer": {"vocab_size": 300}, "val": 0.5}
+        distil = _distil_config(value)
+        made = collect_answers(distil, layout)
+        filter_pairs(distil, layout)
+        value["filter"] |= {"steps": steps, "version": "v2"}
+        (row, *_) = parquet.read_table(made.place.path).to_pylist()
+        for step in _distil_config(value).filter.steps:
+            open_check(step, layout)([Pair({**row, "completion": "2", "extra_json": '{"sum": "2"}'})] * 2)
+        with pytest.raises(UserError, match="no reference 'sum'"):
+            filter_pairs(_distil_config(value), layout)
+        for folder, schema in (("filtered", OUTPUTS), ("rejected", REJECTED_SCHEMA)):
+            empty = pyarrow.Table.from_pylist([], schema=schema)
+            parquet.write_table(empty, layout.processed / "distillation" / folder / "distilled_v2.parquet")
+        value["filter"]["steps"] = steps[:1]
+        value["regenerate"] = {"max_tries": 1}
+        regenerate(_distil_config(value), layout)
+    columns_of = {"prompt_column": "q", "completion_column": "a"}
+    recorded = {"teacher": f"recorded:{tmp_path / 'recorded.jsonl'}", "version": "v3", **columns_of}
+    collect_answers(_distil_config({"inputs": str(tmp_path / "inputs.parquet"), "collect": recorded}), layout)
+    distilled = {"dataset": "distilled", "category": "distillation"}
+    sequence = {"loss": {"name": "sequence"}}
+    few = {"max_steps": 1, "keep": "last"}
+    result = run(make_config("causal_lm", training=few), layout=layout)
+    for loss in ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"):
+        section = {
+            "loss": {"name": loss},
+            "teacher": str(result.checkpoint),
+            "on_policy": {"share": 1.0, "max_new_tokens": 2},
+        }
+        run(make_config("causal_lm", training=few, distillation=section), layout=layout)
+    with pytest.raises(UserError, match="no log probabilities"):
+        run(
+            make_config("causal_lm", distillation={"loss": {"name": "forward_kl"}, "stored": "teacher_outputs_v1"}),
+            layout=layout,
+        )
+    with pytest.raises(UserError, match="has no split 'test'"):
+        run(make_config("causal_lm", training=few, distillation=sequence, data=distilled), layout=layout)
+
+
+def _distil_config(value: dict[str, Any]) -> DistillConfig:
+    return parse_config(Document(json.loads(json.dumps(value)), {}, "test"), DistillConfig)
+
+
+def never(prompt: str, completion: str, extra: Any) -> None:
+    """Rejects nothing."""
 
 
 def _write_data_config(tmp_path: Path) -> Path:

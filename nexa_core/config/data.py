@@ -87,6 +87,19 @@ class PythonDocsSource(Settings):
     name: Literal["python_docs"]
 
 
+class WordProblemsSource(Settings):
+    """25,000 arithmetic problems in words, each with a worked answer, made by a grammar.
+
+    Columns: `question`, `part`, `num_steps`, `answer` and `final`, the last two null where the problem is unlabelled.
+    """
+
+    name: Literal["word_problems"]
+    parts: Annotated[tuple[Literal["teacher", "unlabelled", "labelled", "test"], ...], Field(min_length=1)] = (
+        *("teacher", "unlabelled", "labelled", "test"),
+    )
+    """Which problems: about 20,000 for a teacher to learn from, 4,000 without answers, 400 with, and 600 for the test."""
+
+
 class CustomSource(Settings):
     """A user's own function ``package.module:name(**parameters)`` that yields rows as dicts."""
 
@@ -98,6 +111,7 @@ Source = Annotated[
     Annotated[FilesSource, Tag("files")]
     | Annotated[DigitsSource, Tag("digits")]
     | Annotated[PythonDocsSource, Tag("python_docs")]
+    | Annotated[WordProblemsSource, Tag("word_problems")]
     | Annotated[CustomSource, Tag("custom")],
     Discriminator(by_name),
 ]

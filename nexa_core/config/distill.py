@@ -43,6 +43,8 @@ class DistillConfig(Settings):
 
     inputs: str = "teacher_inputs_v1"
     """The prompts: a dataset of data/processed/distillation/teacher_inputs, or a Parquet file with `row_id` and `prompt`."""
+    prepare: str | None = None
+    """The data config that makes the prompts when they have not been prepared yet."""
     collect: CollectConfig
     filter: FilterConfig = FilterConfig()
     regenerate: RegenerateConfig = RegenerateConfig()

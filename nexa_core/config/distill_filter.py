@@ -43,6 +43,16 @@ class ReferenceCheck(Settings):
     """The key of the row's `extra_json` that holds it."""
 
 
+class ArithmeticCheck(Settings):
+    """The sums that an answer writes out, such as `7 * 6 = 42`, are right; needs no reference."""
+
+    name: Literal["arithmetic"]
+    require_sums: bool = False
+    """Whether an answer without any is rejected."""
+    ends_with_last: bool = False
+    """Whether the final answer has to be the result of the last sum."""
+
+
 class AgreementCheck(Settings):
     """Of several samples of a prompt, those agree that have the same final answer; the first of the largest group is kept.
 
@@ -75,7 +85,7 @@ class OwnCheck(Settings):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-Check = MathCheck | ReferenceCheck | AgreementCheck | JudgeCheck
+Check = MathCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck
 CHECK_NAMES = tuple(get_args(check.model_fields["name"].annotation)[0] for check in get_args(Check))
 
 
@@ -90,6 +100,7 @@ def by_kind(value: Any) -> Any:
 FilterStep = Annotated[
     Annotated[MathCheck, Tag("math")]
     | Annotated[ReferenceCheck, Tag("reference")]
+    | Annotated[ArithmeticCheck, Tag("arithmetic")]
     | Annotated[AgreementCheck, Tag("agreement")]
     | Annotated[JudgeCheck, Tag("judge")]
     | Annotated[OwnCheck, Tag("own")]

@@ -1,12 +1,13 @@
 """Settings of a run: data, model, training, evaluation, tracking."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from nexa_core.config.base import Settings
 from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.distillation import Distillation
 from nexa_core.config.model import ModelConfig
 from nexa_core.config.training import Distributed, Training
 
@@ -16,6 +17,8 @@ class Data(Settings):
 
     dataset: str
     version: str = "v1"
+    category: Literal["training", "distillation"] = "training"
+    """distillation: pairs that `filter-pairs` made, of data/processed/distillation/sft_datasets."""
     prepare: str | None = None
     """The data config that makes the dataset when it has not been prepared yet."""
 
@@ -66,6 +69,8 @@ class RunConfig(Settings):
     data: Data
     model: ModelConfig
     training: Training = Training()
+    distillation: Distillation | None = None
+    """Learning from a teacher, beside or in place of the rows' own targets."""
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     cost: Cost = Cost()
@@ -79,6 +84,10 @@ class RunConfig(Settings):
         return deciding(self.resolved(), exact=exact)
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.distillation is not None and self.model.name != "causal_lm":
+            yield ("distillation",), f"a {self.model.name} has no teacher here; only causal_lm does"
+        if self.data.category == "distillation" and self.data.prepare is not None:
+            yield ("data", "prepare"), "pairs of a teacher are made by `nexa filter-pairs`"
         if self.evaluation.generation is not None and self.model.name != "causal_lm":
             yield ("evaluation", "generation"), f"a {self.model.name} writes no text; only causal_lm does"
 
@@ -88,4 +97,9 @@ def deciding(resolved: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     training = {**resolved["training"], "data_workers": Training.model_fields["data_workers"].default}
     shared = {"timeout_seconds", "world_size"} if exact else {"timeout_seconds"}
     neutral = {name: Distributed.model_fields[name].default for name in shared}
-    return {**resolved, "training": {**training, "distributed": {**training["distributed"], **neutral}}}
+    found = {**resolved, "training": {**training, "distributed": {**training["distributed"], **neutral}}}
+    if found.get("distillation") is None:  # so that a run without a teacher is what it was before there were any
+        found.pop("distillation", None)
+    if found["data"].get("category") == "training":
+        found["data"] = {name: value for name, value in found["data"].items() if name != "category"}
+    return found

@@ -16,6 +16,7 @@ SOURCES = {
     "files": "nexa_data.sources.files:Files",
     "digits": "nexa_data.sources.digits:read_digits",
     "python_docs": "nexa_data.sources.python_docs:read_python_docs",
+    "word_problems": "nexa_data.sources.word_problems:read_word_problems",
 }
 
 
@@ -45,7 +46,7 @@ def open_source(config: SourceConfig, layout: Layout) -> Source:
     if isinstance(config, FilesSource):
         source: Source = found(config, layout)
         return source
-    parameters = config.parameters if isinstance(config, CustomSource) else {}
+    parameters = config.parameters if isinstance(config, CustomSource) else config.model_dump(exclude={"name"})
     return Generated(config.name, found, parameters, _library(config.name))
 
 

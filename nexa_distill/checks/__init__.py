@@ -5,13 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nexa_core.config.distill_filter import AgreementCheck, JudgeCheck, MathCheck, OwnCheck, ReferenceCheck
+from nexa_core.config.distill_filter import (
+    AgreementCheck,
+    ArithmeticCheck,
+    JudgeCheck,
+    MathCheck,
+    OwnCheck,
+    ReferenceCheck,
+)
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 
 CHECKS = {
     "math": "nexa_distill.checks.math:check_math",
     "reference": "nexa_distill.checks.reference:check_reference",
+    "arithmetic": "nexa_distill.checks.arithmetic:check_arithmetic",
     "agreement": "nexa_distill.checks.agreement:check_agreement",
     "judge": "nexa_distill.checks.judge:check_judge",
 }
@@ -64,7 +72,7 @@ def open_check(settings: Any, layout: Layout) -> Check:
     Raises:
         UserError: a file that they name is not there, or a user's own function cannot be imported.
     """
-    if isinstance(settings, MathCheck | ReferenceCheck | AgreementCheck | JudgeCheck):
+    if isinstance(settings, MathCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck):
         check: Check = look_up(CHECKS, settings.name, what="check")(settings, layout)
         return check
     if isinstance(settings, OwnCheck):

@@ -9,7 +9,7 @@ from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_distill.checks import Check, Pair, Rejection
 from nexa_llm.ask import ask, sampling_of
-from nexa_llm.chat import ChatRequest
+from nexa_llm.chat import Answer, ChatRequest
 
 SCORE = re.compile(r"score\s*[:=]?\s*\**\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 BUILT_IN = "judge@1.txt"
@@ -33,18 +33,17 @@ def check_judge(settings: JudgeCheck, layout: Layout) -> Check:
     def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
         found: list[Rejection | None] = []
         for answer in ask(map(request, pairs), settings.ask, layout, purpose=PURPOSE):
-            score = read_score(answer.text or "")
-            if score is None:
-                found.append(Rejection("no score from the judge", answer.error or (answer.text or "")[-120:]))
-            else:
-                found.append(
-                    Rejection(f"score below {settings.min_score:g}", f"{score:g}")
-                    if score < settings.min_score
-                    else None
-                )
+            found.append(_verdict(answer, settings.min_score))
         return found
 
     return check
+
+
+def _verdict(answer: Answer, least: float) -> Rejection | None:
+    score = read_score(answer.text or "")
+    if score is None:
+        return Rejection("no score from the judge", answer.error or (answer.text or "")[-120:])
+    return Rejection(f"score below {least:g}", f"{score:g}") if score < least else None
 
 
 def read_score(text: str) -> float | None:

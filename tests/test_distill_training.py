@@ -1,0 +1,334 @@
+"""A student learns from its teacher: by what loss, on whose texts, and always the same bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from nexa_core import digests, durable
+from nexa_core.config import RunConfig
+from nexa_core.config.distillation import Distillation, OnPolicy
+from nexa_core.config.documents import Document
+from nexa_core.config.load import parse_config
+from nexa_core.errors import UserError
+from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
+from nexa_core.trackers import read_json_lines
+from nexa_data import manifests
+from nexa_data.datasets import open_dataset
+from nexa_data.rows import SCHEMAS
+from nexa_distill.outputs import SCHEMA
+from nexa_models.checkpoint import load_checkpoint
+from nexa_models.distillation_loss import Divergence
+from nexa_models.encoding import Sequences, encode
+from nexa_models.marks import SpecialIds
+from nexa_models.teacher import load_teacher
+from nexa_train.distilling import FromTeacher
+from nexa_train.objectives import Moment
+from nexa_train.own_answers import OwnAnswers
+from nexa_train.train import run
+from tests.labs import MODELS, make_config, make_lab
+
+SMALL = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_tokens": 32, "dropout": 0.0}
+MOMENT = Moment(seed=0, step=0, index=0)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Path]:
+    """A laboratory with a trained teacher."""
+    layout = make_lab(tmp_path_factory.mktemp("distill"))
+    parameters = {**MODELS["causal_lm"]["parameters"], "hidden_size": 32, "dropout": 0.0}
+    result = run(make_config("causal_lm", model={"parameters": parameters}, training={"epochs": 3}), layout=layout)
+    return layout, layout.absolute(result.manifest["checkpoint"])
+
+
+def student(teacher: Path | str | None, loss: dict[str, Any], **more: Any) -> RunConfig:
+    distillation = {
+        "loss": loss,
+        **({} if teacher is None else {"teacher": str(teacher)}),
+        **more.pop("distillation", {}),
+    }
+    sections = {"model": {"parameters": SMALL}, "training": {"max_steps": 6}, "distillation": distillation, **more}
+    return make_config("causal_lm", **sections)
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [line["loss"] for line in read_json_lines(folder.step_metrics) if "loss" in line]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoint).model
+
+
+# By what loss.
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"])
+def test_the_student_comes_nearer_to_the_teacher(taught: tuple[Layout, Path], name: str) -> None:
+    layout, teacher = taught
+    config = student(
+        teacher, {"name": name, "weight": 1.0}, training={"max_steps": 12, "optimizer": {"name": "adamw", "lr": 0.03}}
+    )
+    found = losses(run(config, layout=layout).run)
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught: tuple[Layout, Path]) -> None:
+    _, path = taught
+    teacher = load_teacher(path, max_tokens=32)
+    dataset = open_dataset(taught[0], "pairs", "v1")
+    rows = encode(dataset.read_split("val"), teacher.spec)
+    batch = rows.batch(np.arange(8))
+    for takes_states in (True, False):
+        objective = FromTeacher(teacher, Divergence("jsd", temperature=2.0), 1.0, None, takes_states=takes_states)
+        same = load_teacher(path, max_tokens=32).model.requires_grad_(True)
+        loss = objective(same, batch, MOMENT)
+        loss.backward()
+        assert abs(loss.item()) < 1e-4
+        assert max(weight.grad.abs().max().item() for weight in same.parameters() if weight.grad is not None) < 1e-4
+
+
+def test_states_and_logits_give_the_same_loss_and_gradients(taught: tuple[Layout, Path]) -> None:
+    layout, path = taught
+    teacher = load_teacher(path, max_tokens=32)
+    rows = encode(open_dataset(layout, "pairs", "v1").read_split("train"), teacher.spec)
+    batch = rows.batch(np.arange(16))
+    model = load_teacher(path, max_tokens=32).model
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    found = []
+    for takes_states in (True, False):
+        model.zero_grad()
+        model.requires_grad_(True)
+        loss = FromTeacher(teacher, Divergence("reverse_kl"), 0.3, None, takes_states=takes_states)(
+            model, batch, MOMENT
+        )
+        loss.backward()
+        found.append((loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_of_nought_is_cross_entropy(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    with_teacher = run(student(teacher, {"name": "forward_kl", "weight": 0.0}), layout=layout)
+    alone = run(student(None, {"name": "sequence"}), layout=layout)
+    assert losses(with_teacher.run) == pytest.approx(losses(alone.run), rel=1e-5)
+    without = run(make_config("causal_lm", model={"parameters": SMALL}, training={"max_steps": 6}), layout=layout)
+    assert losses(alone.run) == losses(without.run)
+
+
+def test_packing_does_not_change_what_is_learned_from(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    loss = {"name": "forward_kl", "weight": 0.5}
+    packed = run(student(teacher, loss, training={"max_steps": 4, "packing": {}, "batch_size": 16}), layout=layout)
+    assert losses(packed.run)[-1] < losses(packed.run)[0]
+
+
+# Whose teacher.
+
+
+def test_another_tokenizer_is_refused(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    config = student(teacher, {"name": "forward_kl"}, data={"dataset": "documents"})
+    with pytest.raises(UserError, match=r"The teacher's tokenizer is not the student's: .* ids differ, the first"):
+        run(config, layout=layout)
+
+
+def test_a_teacher_that_is_not_there_is_refused(taught: tuple[Layout, Path]) -> None:
+    layout, _ = taught
+    with pytest.raises(UserError, match="No teacher at"):
+        run(student("nowhere", {"name": "forward_kl"}), layout=layout)
+
+
+def test_the_teacher_is_a_part_of_the_runs_fingerprint(taught: tuple[Layout, Path], tmp_path: Path) -> None:
+    layout, teacher = taught
+    moved = tmp_path / "moved.pt"
+    durable.copy(teacher, moved)
+    first = run(student(teacher, {"name": "forward_kl"}), layout=layout)
+    again = run(student(teacher, {"name": "forward_kl"}), layout=layout)
+    lineage = [json.loads(each.run.lineage.read_text()) for each in (first, again)]
+    assert lineage[0]["fingerprint"] == lineage[1]["fingerprint"]
+    assert lineage[0]["inputs"]["distillation"]["teacher"] == digests.of_file(moved)
+
+
+# On whose texts.
+
+
+def on_policy(**settings: Any) -> dict[str, Any]:
+    return {"on_policy": {"share": 0.5, "max_new_tokens": 8, **settings}}
+
+
+def test_the_students_own_answers_are_a_function_of_the_moment(taught: tuple[Layout, Path]) -> None:
+    layout, path = taught
+    teacher = load_teacher(path, max_tokens=32)
+    rows = encode(open_dataset(layout, "pairs", "v1").read_split("train"), teacher.spec)
+    assert isinstance(rows, Sequences)
+    batch = rows.batch(np.arange(6))
+    marks = SpecialIds(0, 1, 2)
+    own = OwnAnswers(OnPolicy(share=1.0, max_new_tokens=5), marks, 32)
+    one, other, third = (own.write(teacher.model, batch, Moment(0, step, 0)) for step in (3, 3, 4))
+    assert torch.equal(one.batch.inputs["ids"], other.batch.inputs["ids"])
+    assert not torch.equal(one.batch.targets, third.batch.targets)
+    assert one.weights.sum().item() == pytest.approx(len(batch.targets), rel=1e-5)
+    each = OwnAnswers(OnPolicy(share=1.0, max_new_tokens=5, normalise="answers"), marks, 32).write(
+        teacher.model, batch, Moment(0, 3, 0)
+    )
+    lengths = torch.diff(
+        torch.cat([(each.batch.inputs["at"].diff() > 1).nonzero()[:, 0] + 1, torch.tensor([len(each.weights)])]),
+        prepend=torch.tensor([0]),
+    )
+    sums = [part.sum().item() for part in each.weights.split(lengths.tolist())]
+    assert sums == pytest.approx([len(batch.targets) / 6] * 6, rel=1e-4)
+    drawn = [OwnAnswers(OnPolicy(share=0.3), marks, 32).is_drawn(Moment(0, step, 0)) for step in range(400)]
+    assert 80 < sum(drawn) < 160
+
+
+def test_a_resumed_run_writes_the_same_answers(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    more = {"distillation": on_policy(), "training": {"max_steps": 6}}
+    whole = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
+    step = whole.run.checkpoints / "checkpoint_epoch0.pt"
+    resumed = run(student(teacher, {"name": "jsd"}, **more), layout=layout, resume_from=step)
+    assert load_checkpoint(step).step < 6
+    one, other = (
+        weights(layout.absolute(whole.manifest["checkpoint"])),
+        weights(layout.absolute(resumed.manifest["checkpoint"])),
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_give_the_same_bytes(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    more: dict[str, Any] = {"distillation": on_policy(), "training": {"max_steps": 3}}
+    alone = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
+    more["training"]["distributed"] = {"world_size": 2}
+    both = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
+    checkpoints = [layout.absolute(each.manifest["checkpoint"]).read_bytes() for each in (alone, both)]
+    assert checkpoints[0] == checkpoints[1]
+
+
+# What is stored of a teacher.
+
+
+def store_answers(layout: Layout, teacher_path: Path, *, num_top: int, differ: int = 0) -> None:
+    """The training pairs as if the teacher had answered them, with its log probabilities."""
+    teacher = load_teacher(teacher_path, max_tokens=32)
+    pairs = open_dataset(layout, "pairs", "v1")
+    outputs, rows, splits = [], {"train": [], "val": []}, {}
+    for split in ("train", "val"):
+        table = pairs.read_split(split)
+        encoded = encode(table, teacher.spec)
+        for number, row in enumerate(table.to_pylist()):
+            batch = encoded.batch(np.array([number]))
+            with torch.no_grad():
+                log_probs = torch.log_softmax(teacher.model(**batch.inputs), -1)
+            top, ids = log_probs.topk(num_top, -1)
+            key = f"request {row['row_id']}"
+            tokens = batch.targets.tolist()
+            if differ and split == "train" and number < differ:
+                tokens = [*reversed(tokens)]
+            made: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+            made |= {
+                "row_id": row["row_id"],
+                "prompt": row["prompt"],
+                "completion": row["completion"],
+                "status": "answered",
+            }
+            made |= {"request_sha256": key, "token_ids": tokens, "top_ids": ids.tolist(), "top_logprobs": top.tolist()}
+            made["tail_mass"] = (1 - top.exp().sum(-1)).clamp(min=0).tolist()
+            outputs.append(made)
+            rows[split].append({**row, "extra_json": json.dumps({"request_sha256": key})})
+    folder = layout.processed / "distillation"
+    paths = {"teacher_outputs": folder / "teacher_outputs" / "stored_v1.parquet"}
+    for split in rows:
+        paths[split] = folder / "sft_datasets" / f"learn_v1{'' if split == 'train' else '.val'}.parquet"
+    for name, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        given, schema = (outputs, SCHEMA) if name == "teacher_outputs" else (rows[name], SCHEMAS["pairs"])
+        parquet.write_table(pyarrow.Table.from_pylist(given, schema=schema), path)
+        splits[name] = manifests.describe_file(layout, path, rows=len(given))
+    base = {
+        **pairs.manifest,
+        "category": "distillation",
+        "config": {"output": {"name": "x"}},
+        "rejects": None,
+        "scores": None,
+    }
+    learn = {name: splits[name] for name in rows} | {"test": splits["val"]}
+    for name, of in (("stored", {"teacher_outputs": splits["teacher_outputs"]}), ("learn", learn)):
+        manifest = {**base, "name": name, "version": "v1", "splits": of}
+        durable.write_json(layout.dataset_manifests("distillation") / f"{name}_v1.json", manifest)
+
+
+LEARN = {"dataset": "learn", "version": "v1", "category": "distillation"}
+
+
+def test_everything_stored_is_as_good_as_the_teacher(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    store_answers(layout, teacher, num_top=300)  # the whole vocabulary
+    loss = {"name": "reverse_kl", "weight": 0.7}
+    stored = run(student(None, loss, data=LEARN, distillation={"stored": "stored_v1"}), layout=layout)
+    live = run(student(teacher, loss, data=LEARN), layout=layout)
+    assert losses(stored.run) == pytest.approx(losses(live.run), rel=1e-3)
+
+
+def test_the_likeliest_tokens_are_enough_to_learn_from(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    store_answers(layout, teacher, num_top=8, differ=3)
+    more = {
+        "training": {"max_steps": 12, "optimizer": {"name": "adamw", "lr": 0.03}},
+        "distillation": {"stored": "stored_v1"},
+    }
+    found = losses(run(student(None, {"name": "forward_kl", "weight": 1.0}, data=LEARN, **more), layout=layout).run)
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_answers_in_other_tokens_are_refused(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    store_answers(layout, teacher, num_top=4, differ=60)
+    with pytest.raises(UserError, match="are encoded in other tokens than the teacher wrote"):
+        run(student(None, {"name": "forward_kl"}, data=LEARN, distillation={"stored": "stored_v1"}), layout=layout)
+    with pytest.raises(UserError, match="have no log probabilities in stored_v1"):
+        run(student(None, {"name": "forward_kl"}, distillation={"stored": "stored_v1"}), layout=layout)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": {"name": "sequence"}, "teacher": "x"},
+        {"loss": {"name": "forward_kl"}},
+        {"loss": {"name": "forward_kl"}, "teacher": "x", "stored": "y"},
+        {"loss": {"name": "forward_kl", "temperature": 2.0}, "stored": "y"},
+        {"loss": {"name": "forward_kl"}, "stored": "y", "on_policy": {}},
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any]) -> None:
+    assert list(Distillation.model_validate_json(json.dumps(settings)).conflicts())
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"distillation": {"loss": {"name": "forward_kl", "beta": 0.5}, "teacher": "x"}}, "beta"),
+        (
+            {"distillation": {"loss": {"name": "sequence"}}, "model": MODELS["mlp"], "data": {"dataset": "images"}},
+            "no teacher here",
+        ),
+        ({"data": {"dataset": "x", "category": "distillation", "prepare": "y"}}, "filter-pairs"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(section: dict[str, Any], said: str) -> None:
+    value = {"name": "x", "experiment": "x", "data": {"dataset": "pairs"}, "model": MODELS["causal_lm"], **section}
+    with pytest.raises(UserError, match=said):
+        parse_config(Document(json.loads(json.dumps(value)), {}, "test"), RunConfig)
