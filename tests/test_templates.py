@@ -119,7 +119,7 @@ def test_a_changed_template_is_another_dataset(tmp_path: Path) -> None:
         make(tmp_path, elsewhere)
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_processes_make_the_same_bytes_and_what_they_keep_is_of_one_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
