@@ -40,6 +40,8 @@ from tests.teacher_answers import row
         ("version v2.x", None),
         ("#### Conclusion\nSo it is \\boxed{72}.", "72"),
         ("#### Step 2\nHalf of 144 is 72", "72"),
+        ("#### 3\nNo: \\boxed{4}", "4"),
+        ("\\boxed{4}, or rather\n#### 3", "3"),
         ("#### **72**", "72"),
         ("#### 72\nShall I explain 5 more?", "72"),
         ("#### Tuesday\n", "Tuesday"),

@@ -23,7 +23,8 @@ from tests.simulators import ROOT, Simulator, simulator
 from tests.teacher_answers import row, settings, write_outputs
 
 TOO_SHORT = [{"name": "length", "of": "completion", "min_words": 500}]
-SHORT = [{"name": "length", "of": "completion", "min_words": 3}]
+SHORT = [{"name": "length", "of": "completion", "min_words": 6}]
+GOOD = "A fine answer of six words."
 TOLD = (
     "Your answer was not accepted. The reason: {}.\n\nAnswer the first question once more, whole and from the beginning, so that "
     "this is mended. Do not mention this note or your earlier answer.\n"
@@ -51,27 +52,26 @@ def rows_of(made: Collected) -> list[dict[str, Any]]:
 
 
 def test_the_teacher_is_told_why_and_only_so_often(tmp_path: Path) -> None:
-    write_outputs(tmp_path, [row("good", "A fine long answer."), row("short", "No."), row("never", "Na na.")])
-    why = {words: TOLD.format(f"length: num_words below 3 ({words})") for words in (1, 2)}
-    with simulator(
-        "--answers", answers_file(tmp_path, {why[1]: "Now it is long enough.", why[2]: "Na still."})
-    ) as server:
+    few = {"short": "No.", "twice": "Na na na.", "never": "Na na na na na."}
+    write_outputs(tmp_path, [row("good", GOOD), *(row(name, text) for name, text in few.items())])
+    why = {words: TOLD.format(f"length: num_words below 6 ({words})") for words in range(1, 6)}
+    said = {why[1]: "Now it is a long answer.", why[3]: "Na na.", why[2]: "And this one is long too."}
+    said |= {why[5]: "Na na na na.", why[4]: "Na na na na na!"}
+    with simulator("--answers", answers_file(tmp_path, said)) as server:
         config, layout = configured(tmp_path, server, SHORT), Layout(tmp_path)
         filter_pairs(config, layout)
         made = regenerate(config, layout)
-        assert server.bill()["answers"] == 3  # one for `short`, two for `never`
+        assert server.bill()["answers"] == 5  # one for `short`, two for each of the others
         assert not regenerate(config, layout).is_new
-        assert server.bill()["answers"] == 3
+        assert server.bill()["answers"] == 5
         found = rows_of(made)
-        tries = {each["row_id"]: json.loads(each["parameters_json"])["try"] for each in found}
-        assert tries == {"short": 1, "never": 2}
-        assert {each["row_id"]: each["completion"] for each in found} == {
-            "short": "Now it is long enough.",
-            "never": "Na still.",
-        }
-        assert {each["prompt"] for each in found} == {"Question short?", "Question never?"}
+        assert {each["row_id"]: json.loads(each["parameters_json"])["try"] for each in found} == {
+            "short": 1, "twice": 2, "never": 2,
+        }  # fmt: skip
+        assert [each["completion"] for each in found] == [said[why[1]], said[why[2]], said[why[4]]]
+        assert {each["prompt"] for each in found} == {f"Question {name}?" for name in few}
         both = filter_again(config, layout, made.place)
-        assert (both.manifest["version"], both.manifest["filtered"]["rows"]) == ("v2", 2)
+        assert (both.manifest["version"], both.manifest["filtered"]["rows"]) == ("v2", 3)
         assert [each["dataset"] for each in both.manifest["parents"]] == ["teacher_outputs_v1", "regenerated_v1"]
         with pytest.raises(UserError, match="made of something else"):
             regenerate(configured(tmp_path, server, SHORT, system_prompt="Be long."), layout)
@@ -81,9 +81,7 @@ def test_the_teacher_is_told_why_and_only_so_often(tmp_path: Path) -> None:
 
 def test_where_no_pair_was_kept_all_prompts_are_asked_again(tmp_path: Path) -> None:
     write_outputs(tmp_path, [row(str(number), "No.") for number in range(5)])
-    with simulator(
-        "--answers", answers_file(tmp_path, {TOLD.format("length: num_words below 3 (1)"): "It is so."})
-    ) as server:
+    with simulator("--answers", answers_file(tmp_path, {TOLD.format("length: num_words below 6 (1)"): GOOD})) as server:
         config, layout = configured(tmp_path, server, SHORT), Layout(tmp_path)
         with pytest.raises(GateError):
             filter_pairs(config, layout)
@@ -108,20 +106,26 @@ def test_samples_that_disagreed_are_asked_for_in_the_same_number(tmp_path: Path)
 
 
 def test_what_is_equal_to_a_kept_pair_is_not_asked_again_and_refusals_without_words_are(tmp_path: Path) -> None:
-    equal = [row(name, "A fine long answer.", prompt="The same?") for name in ("a", "b")]
+    equal = [row(name, GOOD, prompt="The same?") for name in ("a", "b")]
     write_outputs(
         tmp_path, [*equal, row("c", None, status="refused"), row("d", None, status="failed", error="HTTP 500")]
     )
-    said = {"Question c?\n\n" + TOLD.format("status: refused"): "Here it is.", "Question d?": "And here it is."}
+    said = {
+        "Question c?\n\n" + TOLD.format("status: refused"): "Here it is, and quite long.",
+        "Question d?": "And here it is as well.",
+    }
     with simulator("--answers", answers_file(tmp_path, said)) as server:
         config, layout = configured(tmp_path, server, SHORT), Layout(tmp_path)
         filter_pairs(config, layout)
         found = rows_of(regenerate(config, layout))
-        assert {each["row_id"]: each["completion"] for each in found} == {"c": "Here it is.", "d": "And here it is."}
+        assert {each["row_id"]: each["completion"] for each in found} == {
+            "c": "Here it is, and quite long.",
+            "d": "And here it is as well.",
+        }
 
 
 def test_nothing_to_ask_again_is_told(tmp_path: Path) -> None:
-    write_outputs(tmp_path, [row("a", "A fine long answer.")])
+    write_outputs(tmp_path, [row("a", GOOD)])
     with simulator() as server:
         config, layout = configured(tmp_path, server, SHORT), Layout(tmp_path)
         with pytest.raises(UserError, match="filter_pairs"):

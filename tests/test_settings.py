@@ -214,7 +214,7 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
             {"name": "agreement"},
             {"name": "judge", "ask": {**asked, "prices": prices}, "min_score": 1, "max_cost_usd": 1.0},
             {"name": "arithmetic", "require_sums": True, "ends_with_last": True},
-            {"name": "exact", "matches": "2", "starts_with": "2", "ends_with": "2", "json_keys": ["sum"]},
+            {"name": "exact", "matches": ".+", "starts_with": "1", "ends_with": "2", "json_keys": ["sum"]},
         ]
         sampling = {"temperature": 1.0, "logprobs": 4, "max_tokens": 16, "stop": ["#"], "seed": 1}
         collect = {**asked, "samples": 2, "pace": pace, "sampling": sampling, "tokenizer": str(tokenizer)}
@@ -227,7 +227,8 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
         value["filter"] |= {"steps": steps, "version": "v2"}
         (row, *_) = parquet.read_table(made.place.path).to_pylist()
         for step in _distil_config(value).filter.steps:
-            open_check(step, layout)([Pair({**row, "completion": "1 + 1 = 2", "extra_json": '{"sum": "2"}'})] * 2)
+            said = [Pair({**row, "completion": text, "extra_json": '{"sum": "2"}'}) for text in ("1 + 1 = 2", "2")]
+            open_check(step, layout)(said)
         with pytest.raises(UserError, match="no reference 'sum'"):
             filter_pairs(_distil_config(value), layout)
         value["filter"]["steps"] = [{"name": "length", "min_words": 9999}]
