@@ -6,29 +6,30 @@ from fractions import Fraction
 
 PLAIN = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?%?")
 IN_TEXT = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
-AFTER_MARK = re.compile(r"####\s*(.+)")
+MARKED_LINE = re.compile(r"####[ \t]*(\S[^\n]*)(?P<end>\s*\Z)?")
 BOXED = "\\boxed{"
+EMPHASIS = "*_` \t\r"
 
 
 def final_answer(text: str) -> str | None:
     """What stands behind the last `####`, in the last `\\boxed{}`, or else the last number; None where there is none of them."""
-    if AFTER_MARK.search(text) or BOXED in text:
+    if BOXED in text or _last_line(text) is not None:
         return marked_answer(text)
     found = IN_TEXT.findall(text)
     return found[-1] if found else None
 
 
 def marked_answer(text: str) -> str | None:
-    """What stands behind the last `####`, or in the last `\\boxed{}`."""
-    if marked := AFTER_MARK.findall(text):
-        return str(marked[-1]).strip() or None
-    start = text.rfind(BOXED)
+    """What stands behind the last `####` or in the last `\\boxed{}`, whichever comes later; None where a box never closes."""
+    line, start = _last_line(text), text.rfind(BOXED)
+    if line is not None and line.start() > start:
+        return line[1].strip(EMPHASIS) or None
     return None if start < 0 else _inside(text, start + len(BOXED))
 
 
 def as_number(answer: str) -> Fraction | None:
     """The number that an answer is, without currency, thousands' commas and a full stop; None where it is something else."""
-    text = answer.strip().strip("$€£ ").rstrip(".").replace(",", "").replace("\\$", "").strip()
+    text = answer.strip().strip("$€£ ").rstrip(".").replace(",", "").replace("\\$", "").replace("\\%", "%").strip()
     if not PLAIN.fullmatch(text):
         return None
     scale = Fraction(1, 100) if text.endswith("%") else Fraction(1)
@@ -37,6 +38,17 @@ def as_number(answer: str) -> Fraction | None:
         return Fraction(Decimal(whole)) / Fraction(below or 1) * scale
     except (InvalidOperation, ZeroDivisionError):
         return None
+
+
+def same_number(one: str, other: str) -> bool | None:
+    """Whether two answers are the same number; 50% is 0.5, and 50 as well. None where one of them is no plain number."""
+    first, second = as_number(one), as_number(other)
+    if first is None or second is None:
+        return None
+    if ("%" in one) != ("%" in other):  # who is asked for per cent may leave the sign out
+        bare, other_bare = (text.replace("\\%", "").replace("%", "") for text in (one, other))
+        return first == second or as_number(bare) == as_number(other_bare)
+    return first == second
 
 
 def canonical(answer: str) -> str:
@@ -48,6 +60,15 @@ def canonical(answer: str) -> str:
 def normalised(text: str) -> str:
     """Without differences of white space, case, and a full stop at the end."""
     return " ".join(text.split()).rstrip(".").casefold()
+
+
+def _last_line(text: str) -> re.Match[str] | None:
+    """The last line behind `####` that is an answer: it ends the text, or is a number. Others are headings of Markdown."""
+    last = None
+    for line in MARKED_LINE.finditer(text):
+        if line["end"] is not None or as_number(line[1].strip(EMPHASIS)) is not None:
+            last = line
+    return last
 
 
 def _inside(text: str, start: int) -> str | None:

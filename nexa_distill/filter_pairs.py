@@ -9,36 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow
+import pyarrow.parquet as parquet
 
 from nexa_core import digests, durable
-from nexa_core.config.data import LoadedTokenizer, TrainingOutput
+from nexa_core.config.data import LoadedTokenizer
 from nexa_core.config.distill import DistillConfig
-from nexa_core.config.distill_filter import FilterConfig
+from nexa_core.config.distill_filter import FilterConfig, JudgeCheck, OwnCheck
+from nexa_core.config.quality import CustomStep
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
-from nexa_data.identity import content_id
+from nexa_data.quality.own import code_of
 from nexa_data.rows import SCHEMAS
-from nexa_data.split import SPLITS, positions_of, splits_of
-from nexa_data.tables import Table
 from nexa_data.tokens import write_tokenizer
 from nexa_distill import outputs
 from nexa_distill.checks import Pair
+from nexa_distill.checks.judge import judge_template
+from nexa_distill.checks.own import PREFIX
 from nexa_distill.funnel import funnel_text
+from nexa_distill.pair_tables import PairTables
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
-from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, Sifted, read_pairs
+from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, read_pairs
+from nexa_llm.prices import as_usd
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "sft_datasets"
 FREE_KEYS = ("name", "version")
-REJECTED_SCHEMA = pyarrow.schema(
-    [*outputs.FIELDS, ("step", pyarrow.string()), ("reason", pyarrow.string()), ("detail", pyarrow.string())]
-)
 MAKE = "python -m nexa_distill.collect_teacher"
 
 
@@ -90,6 +89,10 @@ def filter_pairs(
     places = Places(layout, place_of(layout, destination or settings.key, FOLDER))
     made_of = _made_of(settings, layout, sources)
     standing = manifests.read_manifest(places.manifest)
+    if standing is not None and standing["kind"] != "pairs":
+        raise UserError(
+            f"{places.key} is the name of a dataset of {standing['kind']}; give the pairs another with filter.name."
+        )
     if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
         return Filtered(places.manifest, standing, is_new=False)
     began = time.monotonic()
@@ -125,38 +128,90 @@ class Places:
 def _make(
     settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, made_of: dict[str, Any]
 ) -> dict[str, Any]:
-    sieve = Sieve(settings, layout)
-    costs: list[float | None] = []
+    sieve, cost = Sieve(settings, layout, purpose=f"judge of {places.key}"), Cost()
     with ExitStack() as told, contextlib.suppress(_NothingKept), ExitStack() as stack:
-        writer = _Writer(stack, told, places, settings)
-        with Progress("filtering", total=None, unit="answers") as progress:
-            for source, path in [(source, source.path) for source in sources]:
+        tables = PairTables(
+            stack,
+            told,
+            filtered=places.beside("filtered"),
+            rejected=places.beside("rejected"),
+            splits={split: places.split(split) for split in ("train", "val")[: 1 + (settings.val > 0)]},
+            val=settings.val,
+            salt=settings.salt,
+        )
+        with Progress("filtering", total=_num_rows(sources, settings.max_samples), unit="answers") as progress:
+            for source in sources:
                 reviews = read_reviews(reviews_path(layout, source.key)) if settings.use_reviews else {}
-                left = None if settings.max_samples is None else settings.max_samples - writer.num_read
-                for pairs in read_pairs([path], max_rows=left):
-                    writer.add(sieve.sift(pairs, reviews))
-                    costs += [pair.row["cost_usd"] for pair in pairs]
-                    progress.update(writer.num_read, f"{writer.num_kept:,} kept")
-        writer.close()
+                for pairs in read_pairs(source.path, max_rows=settings.max_samples):
+                    tables.add(sieve.sift(pairs, reviews))
+                    cost.saw(pairs)
+                    progress.update(tables.num_read, f"{tables.num_kept:,} kept")
+        tables.close()
         durable.remove(places.manifest)  # of the dataset that is being replaced
-        if not writer.num_kept:
+        if not tables.num_kept:
             raise _NothingKept
-    if not writer.num_kept:
+    if not tables.num_kept:
         reasons = "; ".join(f"{stage.name}: {dict(stage.reasons)}" for stage in sieve.stages.values() if stage.reasons)
         raise GateError(
-            f"no pair is kept of {writer.num_read:,} answers ({reasons}). Each with its reason: "
+            f"no pair is kept of {tables.num_read:,} answers ({reasons}). Each with its reason: "
             f"{layout.relative(places.beside('rejected'))}"
         )
+    manifest = _manifest(settings, layout, sources, places, made_of, sieve=sieve, tables=tables, cost=cost)
+    durable.write_json(places.manifest, manifest)
+    return manifest
+
+
+class _NothingKept(Exception):
+    """Of all files only that of the rejected gets its name."""
+
+
+class Cost:
+    """What the answers cost, added up without rounding."""
+
+    def __init__(self) -> None:
+        self._picousd: int | None = None
+
+    def saw(self, pairs: Sequence[Pair]) -> None:
+        for pair in pairs:
+            if (usd := pair.row["cost_usd"]) is not None:
+                self._picousd = (self._picousd or 0) + round(usd * 1e12)
+
+    @property
+    def usd(self) -> float | None:
+        """None where no answer says what it cost."""
+        return None if self._picousd is None else as_usd(self._picousd)
+
+
+def _num_rows(sources: Sequence[Place], at_most: int | None) -> int:
+    numbers = [parquet.ParquetFile(source.path).metadata.num_rows for source in sources]
+    return sum(number if at_most is None else min(number, at_most) for number in numbers)
+
+
+def _manifest(
+    settings: FilterConfig,
+    layout: Layout,
+    sources: Sequence[Place],
+    places: Places,
+    made_of: dict[str, Any],
+    *,
+    sieve: Sieve,
+    tables: PairTables,
+    cost: Cost,
+) -> dict[str, Any]:
     splits = {
         split: manifests.describe_file(layout, places.split(split), rows=rows)
-        for split, rows in writer.num_rows.items()
+        for split, rows in tables.num_rows.items()
     }
     tokenizer = None
     if settings.tokenizer is not None:
         files = [places.split("train")]
         tokenizer = write_tokenizer(settings.tokenizer, layout, places.beside("tokenizers"), files, key=places.key)
-    known = [cost for cost in costs if cost is not None]
-    manifest = {
+    files_read = [
+        {"file": layout.relative(source.path), "sha256": sha256}
+        for source, sha256 in zip(sources, made_of["files"], strict=False)  # behind the answers there are others
+    ]
+    price = None if cost.usd is None else (cost.usd + sieve.judge_cost_usd) / tables.num_kept
+    return {
         "format": manifests.FORMAT,
         "name": places.place.name,
         "version": places.place.version,
@@ -166,98 +221,21 @@ def _make(
         "labels": [],
         "feature_shape": None,
         "splits": splits,
-        "sources": [_source(layout, source) for source in sources],
+        "sources": files_read,
         "steps": _steps(sieve, settings),
         "accepted_by_people": sieve.num_rescued,
-        "filtered": manifests.describe_file(layout, places.beside("filtered"), rows=writer.num_kept),
-        "rejected": manifests.describe_file(layout, places.beside("rejected"), rows=writer.num_rejected),
+        "filtered": manifests.describe_file(layout, places.beside("filtered"), rows=tables.num_kept),
+        "rejected": manifests.describe_file(layout, places.beside("rejected"), rows=tables.num_rejected),
         "tokenizer": tokenizer,
         "sequences": None,
-        "parents": [_parent(layout, source) for source in sources],
+        "parents": [_parent(source, file) for source, file in zip(sources, files_read, strict=True)],
         "config": {**settings.resolved(), "output": {"name": FOLDER}},
-        "cost_usd": sum(known) if known else None,
-        "price_per_kept_pair_usd": sum(known) / writer.num_kept if known else None,
+        "cost_usd": cost.usd,
+        "judge_cost_usd": sieve.judge_cost_usd,
+        "price_per_kept_pair_usd": price,
         "code": digests.of_code(),
         "fingerprint": digests.of_value(made_of),
     }
-    durable.write_json(places.manifest, manifest)
-    return manifest
-
-
-class _NothingKept(Exception):
-    """Of all files only that of the rejected gets its name."""
-
-
-class _Writer:
-    """The files in the making; they get their names when `stack`, and `told` for the rejected, are closed without an error."""
-
-    def __init__(self, stack: ExitStack, told: ExitStack, places: Places, settings: FilterConfig):
-        def table(path: Path, schema: pyarrow.Schema, stack: ExitStack = stack) -> Table:
-            made = Table(stack.enter_context(durable.create(path)), schema)
-            stack.callback(made.abandon)
-            return made
-
-        self._filtered = table(places.beside("filtered"), outputs.SCHEMA)
-        self._rejected = table(places.beside("rejected"), REJECTED_SCHEMA, told)
-        self._splits = {"train": table(places.split("train"), SCHEMAS["pairs"])}
-        if settings.val:
-            self._splits["val"] = table(places.split("val"), SCHEMAS["pairs"])
-        self._settings = settings
-        self._output = TrainingOutput(name="training", val=settings.val, test=0.0)
-        self.num_read = 0
-
-    @property
-    def num_kept(self) -> int:
-        return self._filtered.num_rows
-
-    @property
-    def num_rejected(self) -> int:
-        return self._rejected.num_rows
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        return {split: table.num_rows for split, table in self._splits.items()}
-
-    def add(self, outcome: Sequence[Sifted]) -> None:
-        self.num_read += len(outcome)
-        kept = [sifted.pair for sifted in outcome if sifted.step is None]
-        rejected = [
-            {
-                **sifted.pair.row,
-                "step": sifted.step,
-                "reason": sifted.rejection.reason,
-                "detail": sifted.rejection.detail,
-            }
-            for sifted in outcome
-            if sifted.rejection is not None
-        ]
-        _add(self._filtered, [dict(pair.row) for pair in kept], outputs.SCHEMA)
-        _add(self._rejected, rejected, REJECTED_SCHEMA)
-        positions = positions_of([pair.prompt.encode() for pair in kept], self._settings.salt)
-        numbers = splits_of(positions, self._output)
-        for number, split in enumerate(SPLITS):
-            rows = [_sft_row(pair) for pair, each in zip(kept, numbers, strict=True) if each == number]
-            if rows:
-                _add(self._splits[split], rows, SCHEMAS["pairs"])
-
-    def close(self) -> None:
-        for table in (self._filtered, self._rejected, *self._splits.values()):
-            table.close()
-
-
-def _add(table: Table, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
-    if rows:
-        sizes = np.array([outputs.size_of(row) for row in rows])
-        table.add(pyarrow.Table.from_pylist(rows, schema=schema), sizes)
-
-
-def _sft_row(pair: Pair) -> dict[str, Any]:
-    """A canonical row to train on, which names the answer that it is."""
-    row = pair.row
-    columns = {"prompt": pair.prompt, "completion": pair.completion}
-    about = {"teacher_row": row["row_id"], "sample_index": row["sample_index"], "request_sha256": row["request_sha256"]}
-    extra = digests.canonical_json({**pair.extra, **about}).decode()
-    return {"row_id": content_id(columns)[0], **columns, "extra_json": extra}
 
 
 def _steps(sieve: Sieve, settings: FilterConfig) -> list[dict[str, Any]]:
@@ -279,13 +257,14 @@ def _made_of(settings: FilterConfig, layout: Layout, sources: Sequence[Place]) -
     files = [source.path for source in sources]
     if isinstance(settings.tokenizer, LoadedTokenizer):
         files.append(layout.find(settings.tokenizer.path))
-    for step in settings.steps:
-        if (template := getattr(step, "template", None)) is not None:
-            files.append(layout.absolute(template))
+    judges = [step for step in settings.steps if isinstance(step, JudgeCheck)]
+    own = [step.name.removeprefix(PREFIX) for step in settings.steps if isinstance(step, OwnCheck | CustomStep)]
     return {
         "config": deciding,
         "files": [digests.of_file(path) if path.is_file() else None for path in files],
         "reviews": [digest_of_reviews(reviews_path(layout, source.key)) for source in sources] * settings.use_reviews,
+        "templates": [digests.of_bytes(judge_template(judge, layout).encode()) for judge in judges],
+        "own_code": [code_of(name) for name in own],
     }
 
 
@@ -296,9 +275,10 @@ def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout:
             return False
         then = {name: value for name, value in standing["config"].items() if name not in (*FREE_KEYS, "output")}
         changed = [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
+        shown = ", ".join(changed) or "other answers, reviews, templates or functions of yours"
         raise UserError(
-            f"{key} was filtered from something else ({', '.join(changed) or 'other answers or reviews'}). A version never "
-            "changes: set a new filter.version, or pass --replace."
+            f"{key} was filtered from something else ({shown}). A version never changes: set a new "
+            "filter.version, or pass --replace."
         )
     for record in manifests.files_of(standing):
         if problem := manifests.damage(layout, record):
@@ -308,13 +288,9 @@ def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout:
     return True
 
 
-def _source(layout: Layout, source: Place) -> dict[str, Any]:
-    return {"file": layout.relative(source.path), "sha256": digests.of_file(source.path)}
-
-
-def _parent(layout: Layout, source: Place) -> dict[str, Any]:
+def _parent(source: Place, file: dict[str, Any]) -> dict[str, Any]:
     manifest = manifests.read_manifest(source.manifest_path) or {}
-    return {"dataset": source.key, "fingerprint": manifest.get("fingerprint"), **_source(layout, source)}
+    return {"dataset": source.key, "fingerprint": manifest.get("fingerprint"), **file}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What each step left of a teacher's answers."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,20 +22,19 @@ class Stage:
     def rows_out(self) -> int:
         return self.rows_in - self.reasons.total()
 
-    def saw(self, outcomes: Iterable[tuple[Pair, Rejection | None]]) -> None:
-        for pair, rejection in outcomes:
-            self.rows_in += 1
-            if rejection is None:
-                continue
-            self.reasons[rejection.reason] += 1
-            if len(self.examples) < NUM_EXAMPLES:
-                shown = {
-                    "row_id": pair.group,
-                    "prompt": pair.prompt,
-                    "completion": pair.completion,
-                    "detail": rejection.detail,
-                }
-                self.examples.append({name: text[:MAX_EXAMPLE_CHARS] for name, text in shown.items()})
+    def saw(self, pair: Pair, rejection: Rejection | None) -> None:
+        self.rows_in += 1
+        if rejection is None:
+            return
+        self.reasons[rejection.reason] += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            shown = {
+                "row_id": pair.group,
+                "prompt": pair.prompt,
+                "completion": pair.completion,
+                "detail": rejection.detail,
+            }
+            self.examples.append({name: text[:MAX_EXAMPLE_CHARS] for name, text in shown.items()})
 
     def as_json(self, parameters: Any) -> dict[str, Any]:
         return {

@@ -1,28 +1,33 @@
 """Asking again for prompts of which no answer was kept: the teacher is told why, a bounded number of times."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as parquet
+import xxhash
 
 from nexa_core import digests, durable
 from nexa_core.config.distill import DistillConfig
-from nexa_core.config.distill_filter import FilterConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
+from nexa_data.seen import Seen
 from nexa_distill import outputs
 from nexa_distill.checks import Pair
 from nexa_distill.checks.judge import read_template
-from nexa_distill.collect_teacher import Collected, describe
+from nexa_distill.collect_teacher import FREE_KEYS, Collected, describe
+from nexa_distill.filter_pairs import Filtered, filter_pairs
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import OutputTable, Tally
-from nexa_distill.places import place_of, require_file
-from nexa_distill.sifting import STATUS, Sieve
+from nexa_distill.places import Place, place_of, require_file
+from nexa_distill.sifting import DUPLICATES, STATUS, Sieve, Sifted
 from nexa_llm.ask import Asked, ask, price_of, sampling_of
 from nexa_llm.chat import Answer, ChatRequest, Message
 
@@ -30,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 BUILT_IN = "regenerate@1.txt"
 PROMPTS_AT_ONCE = 1024
+BATCH_ROWS = 512
 MAKE = "python -m nexa_distill.filter_pairs"
 
 
@@ -41,8 +47,15 @@ class Pending:
     reason: str
     conversation: tuple[Message, ...]
     """The prompt, and what was said about it since."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """The answers that a prompt's last try brought; more than one where samples have to agree."""
+
     number: int
-    """Tries so far."""
+    pairs: tuple[Pair, ...]
+    answers: tuple[Answer, ...]
 
 
 def regenerate(
@@ -53,7 +66,7 @@ def regenerate(
     destination: str | None = None,
     replace: bool = False,
 ) -> Collected:
-    """Ask again for each rejected prompt, at most `max_tries` times, and write its last answer as a teacher's outputs.
+    """Ask again for each prompt of which no answer was kept, at most `max_tries` times, and write what its last try brought.
 
     Answers go through the filter's own steps; one that passes ends the tries of its prompt. What was bought is stored, so that
     a killed command goes on where it was.
@@ -64,108 +77,184 @@ def regenerate(
         replace: whether a dataset of that name and version may be replaced.
 
     Raises:
-        UserError: nothing was filtered, or the teacher's answers are recorded ones.
+        UserError: nothing was filtered, nothing is to be asked again, or the teacher's answers are recorded ones.
         GateError: the budget is used up.
     """
-    settings, collect = config.regenerate, config.collect
+    collect = config.collect
     if collect.provider == "recorded":
         raise UserError(
             f"{collect.teacher} can't be asked again: its answers are recorded. Name another with --teacher."
         )
-    rejected = place_of(layout, source or config.filter.key, "rejected")
-    require_file(layout, rejected, "rejected", make=MAKE)
-    filtered = place_of(layout, rejected.key, "filtered")
-    place = place_of(layout, destination or settings.key, outputs.FOLDER)
-    template = read_template(settings.template, BUILT_IN, layout, fields=("{reason}",))
-    made_of = {
-        "rejected": digests.of_file(rejected.path),
-        "config": [collect.sampling.resolved(), collect.teacher, collect.base_url, settings.max_tries, template],
-        "filter": config.filter.resolved(),
-    }
+    filtered = _filtered_of(config, layout, source)
+    place = place_of(layout, destination or config.regenerate.key, outputs.FOLDER)
+    if place.key in [Path(each).stem for each in filtered.outputs]:
+        raise UserError(f"{place.key} holds the answers that were rejected; give the new ones another name or version.")
+    template = read_template(config.regenerate.template, BUILT_IN, layout, fields=("{reason}",))
+    made_of = _made_of(config, filtered, template)
     standing = manifests.read_manifest(place.manifest_path)
-    if standing is not None and not replace:
-        if standing["fingerprint"] != digests.of_value(made_of):
-            raise UserError(f"{place.key} was made of something else. Set a new regenerate.version, or pass --replace.")
-        logger.info("%s: nothing to do, it stands as asked", place.key)
+    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     asked = Asked()
-    with ExitStack() as stack, Progress("asking again", total=None, unit="prompts") as progress:
-        table, tally = OutputTable(stack, place.path), Tally()
-        for some in _rejected_prompts(rejected.path, kept=_kept(filtered.path)):
-            for last, answer, number in _try_again(some, config, layout, template, place.key, asked):
-                prompt = Prompt(last.row["row_id"], last.prompt, last.row["extra_json"])
-                table.add(
-                    prompt,
-                    last.row["sample_index"],
-                    answer,
-                    teacher=collect.teacher,
-                    parameters_json=digests.canonical_json({**collect.sampling.resolved(), "try": number}).decode(),
-                    prompt_sha256=last.row["prompt_sha256"],
-                )
-                tally.saw(answer)
-            progress.update(tally.num_rows, f"{asked.num_bought:,} bought")
-        table.close()
-        durable.remove(place.manifest_path)
+    tally = _write(config, layout, filtered, place, template, asked)
+    rejected, sha256 = layout.relative(filtered.rejected), made_of["rejected"]
     manifest = describe(
         layout,
         place,
         tally,
         asked,
-        config={**collect.resolved(), "regenerate": settings.resolved()},
+        config={**collect.resolved(), "regenerate": config.regenerate.resolved()},
         price=price_of(collect, has_budget=collect.max_cost_usd is not None),
-        sources=[{"file": layout.relative(rejected.path), "sha256": made_of["rejected"]}],
-        parents=[{"dataset": rejected.key, "path": layout.relative(rejected.path), "sha256": made_of["rejected"]}],
+        sources=[{"file": rejected, "sha256": sha256}],
+        parents=[{"dataset": filtered.key, "path": rejected, "sha256": sha256}],
         fingerprint=digests.of_value(made_of),
     )
     durable.write_json(place.manifest_path, manifest)
     return Collected(place, manifest, is_new=True, asked=asked)
 
 
-def _kept(path: Path) -> set[str]:
-    return set(parquet.read_table(path, columns=["row_id"])["row_id"].to_pylist())
+def filter_again(
+    config: DistillConfig, layout: Layout, new: Place, *, source: str | None = None, replace: bool = False
+) -> Filtered:
+    """Filter the answers that were rejected in part, and the new ones, to the next version of the pairs.
+
+    Raises:
+        UserError, GateError: as `filter_pairs` does.
+    """
+    old = _filtered_of(config, layout, source)
+    version = config.regenerate.filtered_version or _next_version(config.filter.version)
+    settings = config.filter.model_copy(
+        update={"outputs": (*old.outputs, layout.relative(new.path)), "version": version}
+    )
+    return filter_pairs(config.model_copy(update={"filter": settings}), layout, replace=replace)
 
 
-def _rejected_prompts(path: Path, *, kept: set[str]) -> Iterator[list[Pending]]:
+@dataclass(frozen=True)
+class _FilteredBefore:
+    key: str
+    rejected: Path
+    kept: Path | None
+    """None where no pair was."""
+    outputs: tuple[str, ...]
+    """The answers that it was made of."""
+
+
+def _filtered_of(config: DistillConfig, layout: Layout, source: str | None) -> _FilteredBefore:
+    rejected = place_of(layout, source or config.filter.key, "rejected")
+    require_file(layout, rejected, "rejected", make=MAKE)
+    manifest = manifests.read_manifest(rejected.manifest_path)
+    if manifest is None:  # which is written last: no pair was kept
+        return _FilteredBefore(rejected.key, rejected.path, None, config.filter.outputs or (config.collect.key,))
+    kept = layout.absolute(manifest["filtered"]["path"])
+    return _FilteredBefore(rejected.key, rejected.path, kept, tuple(each["file"] for each in manifest["sources"]))
+
+
+def _made_of(config: DistillConfig, filtered: _FilteredBefore, template: str) -> dict[str, Any]:
+    """Everything that decides which requests are sent."""
+    asked = {name: value for name, value in config.collect.resolved().items() if name not in FREE_KEYS}
+    return {
+        "rejected": digests.of_file(filtered.rejected),
+        "kept": None if filtered.kept is None else digests.of_file(filtered.kept),
+        "config": [asked, config.regenerate.max_tries, template],
+        "filter": [config.filter.keep_truncated, [step.resolved() for step in config.filter.steps]],
+    }
+
+
+def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
+    key = f"{standing['name']}_{standing['version']}"
+    if standing["kind"] != outputs.FOLDER:
+        raise UserError(f"{key} is the name of a dataset of {standing['kind']}; set another regenerate.name.")
+    if standing["fingerprint"] != digests.of_value(made_of):
+        if replace:
+            return False
+        raise UserError(f"{key} was made of something else. Set a new regenerate.version, or pass --replace.")
+    for record in manifests.files_of(standing):
+        if problem := manifests.damage(layout, record):
+            logger.warning("%s: %s; writing it again from the store", key, problem)
+            return False
+    logger.info("%s: nothing to do, it stands as asked", key)
+    return True
+
+
+def _write(
+    config: DistillConfig, layout: Layout, filtered: _FilteredBefore, place: Place, template: str, asked: Asked
+) -> Tally:
+    """What answers there are, once their file has its name."""
+    tally, collect = Tally(), config.collect
+    with ExitStack() as stack, Progress("asking again", total=None, unit="answers") as progress:
+        table = OutputTable(stack, place.path)
+        for some in _rejected_prompts(filtered):
+            for tried in _try_again(some, config, layout, template, place.key, asked):
+                parameters = {**collect.sampling.resolved(), "try": tried.number}
+                for pair, answer in zip(tried.pairs, tried.answers, strict=True):
+                    row = pair.row
+                    table.add(
+                        Prompt(row["row_id"], row["prompt"], row["extra_json"]),
+                        row["sample_index"],
+                        answer,
+                        teacher=collect.teacher,
+                        parameters_json=digests.canonical_json(parameters).decode(),
+                        prompt_sha256=row["prompt_sha256"],
+                    )
+                    tally.saw(answer)
+            progress.update(tally.num_rows, f"{asked.num_bought:,} bought")
+        if not tally.num_rows:
+            raise UserError(f"{filtered.key} has kept an answer to each prompt; there is nothing to ask again.")
+        table.close()
+        durable.remove(place.manifest_path)
+    return tally
+
+
+def _rejected_prompts(filtered: _FilteredBefore) -> Iterator[list[Pending]]:
     """The first rejected answer of each prompt that has no kept one, some hundreds at a time."""
-    seen: set[str] = set()
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
-        waiting: list[Pending] = []
-        for batch in file.iter_batches(512):
-            for row in batch.to_pylist():
-                if row["row_id"] in kept or row["row_id"] in seen:
+    done = Seen()
+    if filtered.kept is not None:
+        with parquet.ParquetFile(filtered.kept, pre_buffer=False) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["row_id"]):
+                done.count(_ids(batch["row_id"].to_pylist()))
+    columns = [name for name in outputs.SCHEMA.names if name not in outputs.LOGPROBS]
+    waiting: list[Pending] = []
+    with parquet.ParquetFile(filtered.rejected, pre_buffer=False) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=[*columns, "step", "reason", "detail"]):
+            rows = batch.to_pylist()
+            before = done.count(_ids([row["row_id"] for row in rows])).tolist()
+            for row, times in zip(rows, before, strict=True):
+                if times or row["step"] == DUPLICATES:  # an equal pair of another row is kept
                     continue
-                seen.add(row["row_id"])
-                pair = Pair({name: row[name] for name in outputs.SCHEMA.names})
-                waiting.append(Pending(pair, _told(row["step"], row["reason"], row["detail"]), (), 0))
+                pair = Pair({name: row[name] for name in columns})
+                waiting.append(Pending(pair, _told(row["step"], row["reason"], row["detail"]), ()))
                 if len(waiting) == PROMPTS_AT_ONCE:
                     yield waiting
                     waiting = []
-        if waiting:
-            yield waiting
+    if waiting:
+        yield waiting
+
+
+def _ids(row_ids: Sequence[str]) -> np.ndarray:
+    return np.array([xxhash.xxh3_64_intdigest(each.encode()) for each in row_ids], dtype=np.uint64)
 
 
 def _try_again(
     pending: Sequence[Pending], config: DistillConfig, layout: Layout, template: str, purpose: str, asked: Asked
-) -> Iterator[tuple[Pair, Answer, int]]:
-    """For each prompt its last answer, in order, and the number of the try that brought it."""
-    collect, last = config.collect, dict[str, tuple[Pair, Answer, int]]()
-    left = list(pending)
+) -> Iterator[Try]:
+    """For each prompt its last try, in order."""
+    collect, left, last = config.collect, list(pending), dict[str, Try]()
+    sampling, limit = sampling_of(collect), collect.max_cost_usd
+    num_samples = collect.samples if any(step.name == "agreement" for step in config.filter.steps) else 1
     for number in range(1, config.regenerate.max_tries + 1):
         conversations = [_conversation(each, template, collect.system_prompt) for each in left]
-        sampling = sampling_of(collect)
-        requests = [
-            ChatRequest(messages, sampling, each.pair.row["sample_index"])
-            for messages, each in zip(conversations, left, strict=True)
+        requests = (ChatRequest(said, sampling, index) for said in conversations for index in range(num_samples))
+        answers = list(ask(requests, collect, layout, purpose=purpose, max_cost_usd=limit, asked=asked))
+        pairs = [
+            _answered(each.pair, answer, said, index % num_samples)
+            for index, (each, said, answer) in enumerate(_repeated(left, conversations, answers, num_samples))
         ]
-        answers = list(ask(requests, collect, layout, purpose=purpose, max_cost_usd=collect.max_cost_usd, asked=asked))
-        pairs = [_answered(each.pair, answer) for each, answer in zip(left, answers, strict=True)]
-        outcome = Sieve(_alone(config.filter), layout).sift(pairs, {})
+        outcome = Sieve(config.filter, layout, purpose=f"judge of {purpose}").sift(pairs, {})
         again = []
-        for each, messages, pair, answer, sifted in zip(left, conversations, pairs, answers, outcome, strict=True):
-            last[each.pair.group] = (pair, answer, number)
-            if sifted.rejection is not None and sifted.step is not None:
-                why = _told(sifted.step, sifted.rejection.reason, sifted.rejection.detail)
-                again.append(Pending(pair, why, messages, number))
+        for index, (each, said) in enumerate(zip(left, conversations, strict=True)):
+            own = slice(index * num_samples, (index + 1) * num_samples)
+            last[each.pair.group] = Try(number, tuple(pairs[own]), tuple(answers[own]))
+            if (why := _why_none(outcome[own])) is not None:
+                again.append(Pending(pairs[own][0], why, said))
         left = again
         if not left:
             break
@@ -173,35 +262,55 @@ def _try_again(
         yield last[each.pair.group]
 
 
-def _alone(settings: FilterConfig) -> FilterConfig:
-    """The steps that look at one answer by itself: a single one has no others to agree with."""
-    steps = tuple(step for step in settings.steps if step.name != "agreement")
-    return settings.model_copy(update={"steps": steps})
+def _repeated(
+    left: Sequence[Pending], conversations: Sequence[tuple[Message, ...]], answers: Sequence[Answer], times: int
+) -> Iterator[tuple[Pending, tuple[Message, ...], Answer]]:
+    for index, answer in enumerate(answers):
+        yield left[index // times], conversations[index // times], answer
+
+
+def _why_none(samples: Sequence[Sifted]) -> str | None:
+    """What the first of a prompt's samples was rejected for; None where one of them is kept, or equals one that is."""
+    if any(each.step in (None, DUPLICATES) for each in samples):
+        return None
+    first = samples[0]
+    assert first.step is not None
+    assert first.rejection is not None
+    return _told(first.step, first.rejection.reason, first.rejection.detail)
 
 
 def _conversation(pending: Pending, template: str, system_prompt: str | None) -> tuple[Message, ...]:
-    """What was said so far, the rejected answer, and why it was rejected; after a failed call only the prompt."""
+    """What was said so far, the rejected answer, and why it was rejected; after a failed call only what was said so far."""
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     said = pending.conversation or (*system, {"role": "user", "content": pending.pair.prompt})
-    if not pending.pair.completion:
+    if pending.pair.row["status"] == "failed":
         return said
+    told = template.replace("{reason}", pending.reason)
+    if not pending.pair.completion:  # a refusal without a word: there is nothing that the assistant said
+        return (*said[:-1], {"role": "user", "content": f"{said[-1]['content']}\n\n{told}"})
     return (
         *said,
         {"role": "assistant", "content": pending.pair.completion},
-        {"role": "user", "content": template.replace("{reason}", pending.reason)},
+        {"role": "user", "content": told},
     )
 
 
-def _answered(pair: Pair, answer: Answer) -> Pair:
+def _answered(pair: Pair, answer: Answer, said: tuple[Message, ...], sample_index: int) -> Pair:
     return Pair({**pair.row, "completion": answer.text, "status": answer.status, "error": answer.error,
-                 "finish_reason": answer.finish_reason, "request_sha256": answer.request_sha256})  # fmt: skip
+                 "finish_reason": answer.finish_reason, "request_sha256": answer.request_sha256,
+                 "sample_index": sample_index, "prompt_sha256": digests.of_value(list(said))})  # fmt: skip
 
 
 def _told(step: str, reason: str, detail: str) -> str:
     """A rejection in words for the teacher; the reference itself is not given away."""
-    hides = step in ("math", "reference")
-    about = "" if step == STATUS or hides or not detail else f" ({detail})"
-    return f"{step}: {reason}{about}"
+    hides = step.split(" ")[0] in ("math", "reference", "agreement", STATUS)
+    return f"{step}: {reason}" if hides or not detail else f"{step}: {reason} ({detail})"
+
+
+def _next_version(version: str) -> str:
+    """v2 after v1; with `-2` behind it where it ends with no number."""
+    found = re.fullmatch(r"(.*?)(\d+)", version)
+    return f"{version}-2" if found is None else f"{found[1]}{int(found[2]) + 1}"
 
 
 if __name__ == "__main__":

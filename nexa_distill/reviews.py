@@ -58,6 +58,7 @@ def parse_reviews(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[Answered
             decision = told["decision"]
             if decision not in DECISIONS or (decision == "edit" and not isinstance(told["completion"], str)):
                 raise ValueError(f"decision {decision!r}")
+            str(told.get("completion")).encode()  # half of a surrogate pair is no text
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{path}:{number} is no decision of `nexa review`: {error}. Mend the line, or remove it."

@@ -48,22 +48,22 @@ def regenerate(
     dst: Annotated[str | None, typer.Option(help="The new answers: a dataset's key or a Parquet file.")] = None,
     teacher: Annotated[str | None, typer.Option(help="openai:<model> or local:<checkpoint or folder>.")] = None,
     max_cost_usd: Annotated[float | None, typer.Option(help="What the new answers may cost.")] = None,
-    replace: Annotated[bool, typer.Option(help="Make anew what was made of something else.")] = False,
+    replace: Annotated[bool, typer.Option(help="Replace answers and pairs that were made of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask again for prompts of which no answer was kept, and tell the teacher why.
+    """Ask again for prompts of which no answer was kept, tell the teacher why, and filter old and new answers.
 
     Example: nexa regenerate --config configs/distill.yaml
     """
     from nexa_core.config import DistillConfig, load_config
     from nexa_core.paths import Layout
+    from nexa_distill.regenerate import filter_again
     from nexa_distill.regenerate import regenerate as ask_again
 
     flags = as_overrides({"collect.teacher": teacher, "collect.max_cost_usd": max_cost_usd})
     settings = load_config(config, DistillConfig, overrides=[*(override or []), *flags])
     layout = Layout.from_environment()
     made = ask_again(settings, layout, source=src, destination=dst, replace=replace)
-    sources = [*(settings.filter.outputs or (settings.collect.key,)), made.place.key]
-    again = " ".join(f"--src {each}" for each in sources)
-    text = f"{made.as_text(layout)}\nnow filter both: nexa filter-pairs --config {config} {again} --dst {settings.filter.name}_v2"
-    show(made.as_json(), text, as_json)
+    filtered = filter_again(settings, layout, made.place, source=src, replace=replace)
+    text = f"{made.as_text(layout)}\n{filtered.as_text(layout)}"
+    show({"regenerated": made.as_json(), "filtered": filtered.as_json()}, text, as_json)

@@ -6,69 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nexa_core.config import DistillConfig, load_config
-from nexa_core.config.distill_filter import FilterConfig, MathCheck
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data.datasets import find_dataset, open_dataset
+from nexa_data.quality.own import code_of
 from nexa_data.validation import validate
-from nexa_distill.answers import as_number, canonical, final_answer
-from nexa_distill.checks import Pair, Rejection, open_check
-from nexa_distill.checks.judge import read_score
-from nexa_distill.checks.math import Verifier
-from nexa_distill.filter_pairs import Filtered, filter_pairs
-from nexa_distill.outputs import SCHEMA
-from nexa_distill.regenerate import regenerate
+from nexa_distill.filter_pairs import filter_pairs
 from nexa_distill.reviews import reviews_path
-from tests.simulators import ROOT, simulator
-
-
-def row(row_id: str, completion: str | None, **more: Any) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    base = {
-        "row_id": row_id,
-        "sample_index": 0,
-        "prompt": f"Question {row_id}?",
-        "completion": completion,
-        "status": "answered",
-    }
-    costs = {"cost_usd": 0.5, "request_sha256": f"digest of {row_id}", "extra_json": "{}", "teacher": "t:m"}
-    return {**made, **base, **costs, **more}
-
-
-def write_outputs(lab: Path, rows: list[dict[str, Any]], key: str = "teacher_outputs_v1") -> None:
-    path = lab / "data/processed/distillation/teacher_outputs" / f"{key}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), path)
-
-
-def settings(lab: Path, steps: list[dict[str, Any]], **more: Any) -> DistillConfig:
-    config = {"collect": {"teacher": "recorded:none.jsonl"}, "filter": {"steps": steps, "val": 0.2, **more}}
-    (lab / "distill.yaml").write_text(yaml.safe_dump(config))
-    return load_config(lab / "distill.yaml", DistillConfig)
-
-
-def filtered(lab: Path, steps: list[dict[str, Any]], *, replace: bool = False, **more: Any) -> Filtered:
-    return filter_pairs(settings(lab, steps, **more), Layout(lab), replace=replace)
-
-
-def read(lab: Path, done: Filtered, what: str) -> list[dict[str, Any]]:
-    return parquet.read_table(lab / done.manifest[what]["path"]).to_pylist()
-
-
-def reasons(lab: Path, done: Filtered) -> dict[str, tuple[str, str]]:
-    return {each["row_id"]: (each["step"], each["reason"]) for each in read(lab, done, "rejected")}
+from tests.simulators import ROOT
+from tests.teacher_answers import filtered, read, reasons, row, settings, write_outputs
 
 
 def test_every_answer_is_kept_or_has_its_reason(tmp_path: Path) -> None:
@@ -151,7 +103,7 @@ def test_equal_pairs_are_kept_once(tmp_path: Path) -> None:
     write_outputs(tmp_path, rows)
     done = filtered(tmp_path, [])
     assert [each["completion"] for each in read(tmp_path, done, "filtered")] == ["x", "y"]
-    assert [each["detail"] for each in read(tmp_path, done, "rejected")] == ["as a", "as a"]
+    assert [each["reason"] for each in read(tmp_path, done, "rejected")] == ["equal pair", "equal pair"]
 
 
 def test_a_column_that_is_missing_is_told(tmp_path: Path) -> None:
@@ -162,127 +114,64 @@ def test_a_column_that_is_missing_is_told(tmp_path: Path) -> None:
         filtered(tmp_path, [])
 
 
-# Final answers.
+def test_scores_and_probabilities_are_carried_along(tmp_path: Path) -> None:
+    def probabilities(first: int) -> dict[str, object]:
+        return {
+            "token_ids": [first, 2], "top_ids": [[first, 2], [3]], "top_logprobs": [[-0.5, -1.0], [-0.25]],
+            "tail_mass": [0.5, 0.25], "tokenizer_sha256": "abc",
+        }  # fmt: skip
+
+    names = [str(number) for number in range(1200)]  # more than one batch
+    rows = [row(name, f"Answer {name} it is.", **(probabilities(int(name)) if int(name) % 3 else {})) for name in names]
+    rows[5]["completion"] = "No."
+    write_outputs(tmp_path, rows)
+    path = reviews_path(Layout(tmp_path), "teacher_outputs_v1")
+    path.parent.mkdir(parents=True)
+    edit = {
+        "row_id": "7",
+        "sample_index": 0,
+        "request_sha256": "digest of 7",
+        "decision": "edit",
+        "completion": "Mine.",
+    }
+    path.write_text(json.dumps(edit) + "\n")
+    done = filtered(tmp_path, [{"name": "length", "of": "completion", "min_words": 3}])
+    kept = {each["row_id"]: each for each in read(tmp_path, done, "filtered")}
+    (no,) = read(tmp_path, done, "rejected")
+    assert len(kept) == 1199
+    for each in (*kept.values(), no):
+        name = each["row_id"]
+        wanted = rows[int(name)] if name != "7" else row("7", "Mine.")  # of a person's words nobody knows them
+        assert {column: each[column] for column in probabilities(0)} == {
+            column: wanted[column] for column in probabilities(0)
+        }
+    assert json.loads(no["scores_json"])["length.num_words"] == 1
+    assert kept["7"]["completion"] == "Mine."
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("2 + 2 = 4\n#### 4", "4"),
-        ("First #### 3, no:\n#### 1,234", "1,234"),
-        (r"So it is \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"\boxed{1} and then \boxed{{2}}", "{2}"),
-        ("She pays $3.50 for 7 of them.", "7"),
-        ("About 12 of 15 are left: 80%", "80%"),
-        ("No numbers here", None),
-        (r"\boxed{never closed", None),
-        ("version v2.x", None),
-    ],
-)
-def test_final_answers_are_found(text: str, answer: str | None) -> None:
-    assert final_answer(text) == answer
+def test_another_kind_of_dataset_is_never_replaced(tmp_path: Path) -> None:
+    write_outputs(tmp_path, [row(str(n), f"Answer {n}.") for n in range(20)])
+    config = settings(tmp_path, [], name="teacher_outputs")
+    manifest = tmp_path / "data/processed/distillation/manifests/teacher_outputs_v1.json"
+    manifest.parent.mkdir(parents=True)
+    standing = {"format": "nexa.dataset/1", "name": "teacher_outputs", "version": "v1", "kind": "teacher_outputs"}
+    manifest.write_text(json.dumps(standing))
+    with pytest.raises(UserError, match=r"another with filter\.name"):
+        filter_pairs(config, Layout(tmp_path), replace=True)
+    assert json.loads(manifest.read_text()) == standing
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("1,000", "1000.0"), ("$18", "18"), ("1/2", "0.5"), ("50%", "0.5"), ("-3.", "-3")]
-)
-def test_spellings_of_a_number_are_the_same_answer(one: str, other: str) -> None:
-    assert canonical(one) == canonical(other)
-
-
-@given(st.text(max_size=60))
-def test_no_text_breaks_finding_an_answer(text: str) -> None:
-    final_answer(text)
-    as_number(text)
-
-
-def check(steps: Mapping[str, Any], rows: list[dict[str, Any]], lab: Path) -> list[Rejection | None]:
-    (step,) = FilterConfig.model_validate_json(json.dumps({"steps": [steps]})).steps
-    return open_check(step, Layout(lab))([Pair(each) for each in rows])
-
-
-def test_right_solutions_pass_and_wrong_ones_do_not(tmp_path: Path) -> None:
-    reference = json.dumps({"answer": "She has 5 + 7 = 12.\n#### 12"})
-    texts = ["#### 12", r"\boxed{12.0}", "so 12 apples", "#### 13", "I do not know", "#### twelve"]
-    found = check(
-        {"name": "math", "reference": "answer"}, [row("a", text, extra_json=reference) for text in texts], tmp_path
-    )
-    assert [None if each is None else each.reason for each in found] == [
-        None, None, None, "wrong final answer", "no final answer", "wrong final answer",
-    ]  # fmt: skip
-    with pytest.raises(UserError, match="Did you mean 'answer'"):
-        check({"name": "math", "reference": "anwser"}, [row("a", "1", extra_json=reference)], tmp_path)
-
-
-def test_expressions_are_compared_by_their_meaning(tmp_path: Path) -> None:
-    pairs = [(r"\boxed{\frac{\sqrt{8}}{2}}", r"\sqrt{2}"), (r"\boxed{x^2 - 1}", "(x-1)(x+1)"), (r"\boxed{x^2}", "x^3")]
-    rows = [row("a", text, extra_json=json.dumps({"answer": wanted})) for text, wanted in pairs]
-    found = check({"name": "math", "reference": "answer"}, rows, tmp_path)
-    assert [each is None for each in found] == [True, True, False]
-
-
-def test_a_comparison_that_hangs_is_given_up_and_the_next_one_works() -> None:
-    tower = "2^{3^{4^{5^{6}}}}"
-    with Verifier(3.0) as verifier:
-        assert verifier.are_equal(r"\sqrt{4}", "2") is True
-        began = time.monotonic()
-        hung = verifier.are_equal(f"{tower} + 1", f"1 + {tower} + 0")
-        assert hung in (None, True, False)
-        assert time.monotonic() - began < 10
-        assert verifier.are_equal(r"\sqrt{9}", "3") is True
-
-
-def test_samples_that_agree_leave_one(tmp_path: Path) -> None:
-    def sample(group: str, index: int, text: str) -> dict[str, Any]:
-        return row(group, text, sample_index=index)
-
-    rows = [
-        *(sample("a", index, text) for index, text in enumerate(["#### 3", "#### 4", "#### 4.0", "nothing"])),
-        *(sample("b", index, text) for index, text in enumerate(["#### 1", "#### 2", "#### 3"])),
-        sample("c", 0, "#### 1"),
-    ]
-    found = check({"name": "agreement", "min_share": 0.5}, rows, tmp_path)
-    assert [None if each is None else each.reason for each in found] == [
-        "another answer than most samples", None, "another sample stands for it", "no final answer",
-        *["too few samples agree"] * 3, "too few samples to agree",
-    ]  # fmt: skip
-
-
-def no_vowels(prompt: str, completion: str, extra: Mapping[str, Any], *, vowels: str) -> str | None:
-    return "it has vowels" if set(completion) & set(vowels) else None
-
-
-def test_a_check_of_the_users_own(tmp_path: Path) -> None:
-    step = {"name": "check:tests.test_filter_pairs:no_vowels", "parameters": {"vowels": "aeiou"}}
-    found = check(step, [row("a", "brr"), row("b", "moo")], tmp_path)
-    assert found == [None, Rejection("it has vowels")]
-    with pytest.raises(UserError, match="importable"):
-        check({"name": "check:tests.nowhere:f"}, [], tmp_path)
-
-
-def test_a_judge_gives_scores_and_is_asked_once(tmp_path: Path) -> None:
-    (tmp_path / "template.txt").write_text("Q: {prompt}\nA: {completion}\nScore: <number>")
-    rows = [row("a", "fine {braces}"), row("b", "bad"), row("c", "odd")]
-    said = {"a": "Good. Score: 9", "b": "Wrong.\n**Score:** 2", "c": "I cannot say"}
-    with (tmp_path / "scores.jsonl").open("w") as file:
-        for each in rows:
-            prompt = f"Q: {each['prompt']}\nA: {each['completion']}\nScore: <number>"
-            file.write(json.dumps({"prompt": prompt, "completion": said[each["row_id"]]}) + "\n")
-    with simulator("--answers", str(tmp_path / "scores.jsonl")) as server:
-        ask = {"teacher": "openai:judge", "base_url": server.base_url}
-        step = {"name": "judge", "ask": ask, "template": "template.txt", "min_score": 5}
-        for _ in range(2):
-            found = check(step, rows, tmp_path)
-            assert [None if each is None else (each.reason, each.detail) for each in found] == [
-                None, ("score below 5", "2"), ("no score from the judge", "I cannot say"),
-            ]  # fmt: skip
-        assert server.bill()["answers"] == 3
-
-
-def test_scores_are_read_however_they_are_set() -> None:
-    assert [
-        read_score(text) for text in ("Score: 7", "score = 7.5", "**Score:** 8", "Score: 3\nno, Score: 4", "none")
-    ] == [7, 7.5, 8, 4, None]
+def test_another_function_of_the_users_own_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a_users_check.py"
+    source.write_text("def keep(prompt, completion, extra):\n    return None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_outputs(tmp_path, [row(str(n), f"Answer {n}.") for n in range(20)])
+    steps = [{"name": "check:a_users_check:keep"}]
+    filtered(tmp_path, steps)
+    source.write_text("def keep(prompt, completion, extra):\n    return 'no'\n")
+    code_of.cache_clear()
+    with pytest.raises(UserError, match="functions of yours"):
+        filtered(tmp_path, steps)
 
 
 # Reviews.
@@ -316,48 +205,6 @@ def test_what_people_decide_wins(tmp_path: Path) -> None:
         file.write("\n")
     with pytest.raises(UserError, match=r"v1\.jsonl:6 is no decision"):
         filtered(tmp_path, [], replace=True)
-
-
-# Asking again.
-
-
-def test_the_teacher_is_told_why_and_only_so_often(tmp_path: Path) -> None:
-    rows = [row("good", "A fine long answer."), row("short", "No."), row("never", "Na.")]
-    write_outputs(tmp_path, rows)
-    filtered(tmp_path, [{"name": "length", "of": "completion", "min_words": 3}])
-    with simulator() as server:
-        config = {
-            "collect": {"teacher": "openai:m", "base_url": server.base_url, "sampling": {"max_tokens": 32}},
-            "filter": {"steps": [{"name": "length", "of": "completion", "min_words": 3}], "val": 0.2},
-            "regenerate": {"max_tries": 2},
-        }
-        (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config))
-        made = regenerate(load_config(tmp_path / "distill.yaml", DistillConfig), Layout(tmp_path))
-        answers = server.bill()["answers"]
-        assert 2 <= answers <= 4
-        again = regenerate(load_config(tmp_path / "distill.yaml", DistillConfig), Layout(tmp_path))
-        assert (made.is_new, again.is_new) == (True, False)
-        assert server.bill()["answers"] == answers
-    found = parquet.read_table(made.place.path).to_pylist()
-    assert [each["row_id"] for each in found] == ["short", "never"]
-    assert [each["prompt"] for each in found] == ["Question short?", "Question never?"]
-    assert all(1 <= json.loads(each["parameters_json"])["try"] <= 2 for each in found)
-    both = filter_pairs(
-        settings(
-            tmp_path,
-            [{"name": "length", "of": "completion", "min_words": 3}],
-            outputs=["teacher_outputs_v1", "regenerated_v1"],
-        ),
-        Layout(tmp_path),
-        destination="distilled_v2",
-    )
-    assert both.manifest["filtered"]["rows"] > 1
-
-
-def test_recorded_answers_cannot_be_asked_again(tmp_path: Path) -> None:
-    write_outputs(tmp_path, [row("a", "No.")])
-    with pytest.raises(UserError, match="recorded"):
-        regenerate(settings(tmp_path, []), Layout(tmp_path))
 
 
 # Kills, and the command.
@@ -405,9 +252,3 @@ def test_the_command_prints_the_funnel_and_where_things_lie(tmp_path: Path) -> N
     assert done.stdout.splitlines()[-1].startswith(
         "to train on data/processed/distillation/sft_datasets/distilled_v1.parquet"
     )
-
-
-def test_settings_that_check_nothing_are_refused() -> None:
-    config = FilterConfig.model_validate_json('{"steps": [{"name": "private", "action": "mask"}]}')
-    assert [path for path, _ in config.conflicts()] == [("steps", 0, "action")]
-    assert MathCheck(name="math", reference="answer").timeout_seconds > 0

@@ -19,14 +19,13 @@ from nexa_core.config.base import Settings
 from nexa_core.config.documents import Document
 from nexa_core.config.load import load_config, parse_config
 from nexa_core.config.rubric import Rubric
-from nexa_core.errors import UserError
+from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data.prepare import prepare
 from nexa_distill.checks import Pair, open_check
 from nexa_distill.collect_teacher import collect as collect_answers
-from nexa_distill.filter_pairs import REJECTED_SCHEMA, filter_pairs
-from nexa_distill.outputs import SCHEMA as OUTPUTS
-from nexa_distill.regenerate import regenerate
+from nexa_distill.filter_pairs import filter_pairs
+from nexa_distill.regenerate import filter_again, regenerate
 from nexa_eval.judge import judge
 from nexa_models.chat import BUILT_IN
 from nexa_train.train import run
@@ -126,6 +125,12 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "output": {"name": "teacher_inputs"},
         },
         {
+            "name": "problems",
+            "source": {"name": "word_problems", "parts": ["test"]},
+            "rows": {"name": "pairs", "prompt": "question", "completion": "answer"},
+            "output": {"name": "training"},
+        },
+        {
             "name": "own",
             "source": {"name": "tests.test_settings:make_rows", "parameters": {"count": 20}},
             "rows": {"name": "text", "text": "text", "label": "label"},
@@ -199,17 +204,20 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
     with simulator("--tokenizer", str(tokenizer)) as server:
         asked = {"teacher": "openai:m", "base_url": server.base_url}
         pace = {"requests_per_minute": 6000, "tokens_per_minute": 600_000}
+        prices = {"m": {"prompt_usd_per_million": 1.0, "completion_usd_per_million": 1.0}}
         steps = [
             {"name": "length", "min_chars": 1},
             {"name": "check:tests.test_settings:never", "parameters": {}},
             {"name": "math", "reference": "sum"},
             {"name": "reference", "reference": "sum"},
+            {"name": "arithmetic"},
             {"name": "agreement"},
-            {"name": "judge", "ask": asked, "min_score": 1},
+            {"name": "judge", "ask": {**asked, "prices": prices}, "min_score": 1, "max_cost_usd": 1.0},
+            {"name": "arithmetic", "require_sums": True, "ends_with_last": True},
+            {"name": "exact", "matches": ".+", "starts_with": "1", "ends_with": "2", "json_keys": ["sum"]},
         ]
         sampling = {"temperature": 1.0, "logprobs": 4, "max_tokens": 16, "stop": ["#"], "seed": 1}
         collect = {**asked, "samples": 2, "pace": pace, "sampling": sampling, "tokenizer": str(tokenizer)}
-        prices = {"m": {"prompt_usd_per_million": 1.0, "completion_usd_per_million": 1.0}}
         limits = {"prices": prices, "max_cost_usd": 1.0, "max_truncated_share": 1.0, "max_samples": 2}
         value: dict[str, Any] = {"inputs": str(tmp_path / "inputs.parquet"), "collect": {**collect, **limits}}
         value["filter"] = {"keep_truncated": True, "tokenizer": {"vocab_size": 300}, "val": 0.5}
@@ -219,15 +227,17 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
         value["filter"] |= {"steps": steps, "version": "v2"}
         (row, *_) = parquet.read_table(made.place.path).to_pylist()
         for step in _distil_config(value).filter.steps:
-            open_check(step, layout)([Pair({**row, "completion": "2", "extra_json": '{"sum": "2"}'})] * 2)
+            said = [Pair({**row, "completion": text, "extra_json": '{"sum": "2"}'}) for text in ("1 + 1 = 2", "2")]
+            open_check(step, layout)(said)
         with pytest.raises(UserError, match="no reference 'sum'"):
             filter_pairs(_distil_config(value), layout)
-        for folder, schema in (("filtered", OUTPUTS), ("rejected", REJECTED_SCHEMA)):
-            empty = pyarrow.Table.from_pylist([], schema=schema)
-            parquet.write_table(empty, layout.processed / "distillation" / folder / "distilled_v2.parquet")
-        value["filter"]["steps"] = steps[:1]
+        value["filter"]["steps"] = [{"name": "length", "min_words": 9999}]
+        with pytest.raises(GateError):
+            filter_pairs(_distil_config(value), layout)
         value["regenerate"] = {"max_tries": 1}
-        regenerate(_distil_config(value), layout)
+        again = regenerate(_distil_config(value), layout)
+        with pytest.raises(GateError):
+            filter_again(_distil_config(value), layout, again.place)
     columns_of = {"prompt_column": "q", "completion_column": "a"}
     recorded = {"teacher": f"recorded:{tmp_path / 'recorded.jsonl'}", "version": "v3", **columns_of}
     collect_answers(_distil_config({"inputs": str(tmp_path / "inputs.parquet"), "collect": recorded}), layout)

@@ -1,5 +1,6 @@
 """Settings of filtering a teacher's answers, and of asking again for those that were rejected."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,16 +24,40 @@ from nexa_core.config.quality import (
 
 
 class MathCheck(Settings):
-    """The final answer equals a reference: a number, or an expression that math-verify finds equal.
+    """The final answer equals a reference: the same number, or an expression that math-verify finds equal.
 
     Final answers stand behind `####`, in `\\boxed{}`, or are the last number.
     """
 
     name: Literal["math"]
-    reference: str
-    """The key of the row's `extra_json` that holds the reference: an answer, or a solution that marks it."""
+    reference: str | None = None
+    """The key of the row's `extra_json` that holds the reference: an answer, or a solution that marks it.
+
+    Without it an answer only has to end in a number, or in an expression that can be read.
+    """
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """For one comparison; what takes longer is rejected with this reason."""
+
+
+class ExactCheck(Settings):
+    """The answer has a form; white space around it does not count."""
+
+    name: Literal["exact"]
+    matches: str | None = None
+    """A regular expression (of Python) that the whole answer must match; a dot stands for line ends as well."""
+    starts_with: str = ""
+    ends_with: str = ""
+    json_keys: tuple[str, ...] = ()
+    """The answer is a JSON object with these keys, and perhaps others."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.matches is None and not (self.starts_with or self.ends_with or self.json_keys):
+            yield (), "it checks nothing: set `matches:`, `starts_with:`, `ends_with:` or `json_keys:`"
+        if self.matches is not None:
+            try:
+                re.compile(self.matches)
+            except re.error as error:
+                yield ("matches",), f"not a regular expression: {error}"
 
 
 class ReferenceCheck(Settings):
@@ -74,6 +99,8 @@ class JudgeCheck(Settings):
     """Which model, and how."""
     template: str | None = None
     """A file with {prompt} and {completion} in it that asks for a line `Score: <number>`; the built-in one without it."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """What judging for this dataset may cost, earlier tries among it (exit 3 where it does not suffice)."""
     min_score: float = 7.0
     """Pairs below it are rejected; the built-in template asks for 1 to 10."""
 
@@ -85,7 +112,7 @@ class OwnCheck(Settings):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-Check = MathCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck
+Check = MathCheck | ExactCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck
 CHECK_NAMES = tuple(get_args(check.model_fields["name"].annotation)[0] for check in get_args(Check))
 
 
@@ -99,6 +126,7 @@ def by_kind(value: Any) -> Any:
 
 FilterStep = Annotated[
     Annotated[MathCheck, Tag("math")]
+    | Annotated[ExactCheck, Tag("exact")]
     | Annotated[ReferenceCheck, Tag("reference")]
     | Annotated[ArithmeticCheck, Tag("arithmetic")]
     | Annotated[AgreementCheck, Tag("agreement")]
@@ -125,7 +153,7 @@ class FilterConfig(Settings):
     outputs: tuple[str, ...] = ()
     """The answers: datasets of teacher_outputs, or Parquet files; what `collect` makes without it."""
     max_samples: PositiveInt | None = None
-    """Answers that are looked at, the first; all without it."""
+    """Answers that are looked at, the first of each of the outputs; all without it."""
     keep_truncated: bool = False
     """Whether an answer that was cut off at its limit of tokens may be kept."""
     steps: tuple[FilterStep, ...] = ()
@@ -159,6 +187,8 @@ class RegenerateConfig(Settings):
     """Of a prompt."""
     template: str | None = None
     """A file with {reason} in it: what the teacher is told of its answer; the built-in one without it."""
+    filtered_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
+    """Of the pairs that old and new answers are filtered to; the one after `filter.version` without it (v2 after v1)."""
 
     @property
     def key(self) -> str:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow
 
 from nexa_core.config.distill_filter import (
     AgreementCheck,
     ArithmeticCheck,
+    ExactCheck,
     JudgeCheck,
     MathCheck,
     OwnCheck,
@@ -18,10 +21,10 @@ from nexa_core.paths import Layout
 
 CHECKS = {
     "math": "nexa_distill.checks.math:check_math",
+    "exact": "nexa_distill.checks.exact:check_exact",
     "reference": "nexa_distill.checks.reference:check_reference",
     "arithmetic": "nexa_distill.checks.arithmetic:check_arithmetic",
     "agreement": "nexa_distill.checks.agreement:check_agreement",
-    "judge": "nexa_distill.checks.judge:check_judge",
 }
 """Of a step's name: what makes a check of (settings, layout)."""
 
@@ -31,6 +34,11 @@ class Pair:
     """A prompt with an answer: a row of the teacher's outputs."""
 
     row: Mapping[str, Any]
+    """All of its columns but those of `logprobs`."""
+    logprobs: pyarrow.RecordBatch | None = field(default=None, compare=False)
+    """The LOGPROBS columns of the batch that it came in: Python's numbers would take ten times the memory."""
+    place: int = 0
+    """Its row of them."""
 
     @property
     def prompt(self) -> str:
@@ -51,7 +59,8 @@ class Pair:
         return dict(json.loads(self.row["extra_json"] or "{}"))
 
     def with_completion(self, text: str) -> "Pair":
-        return replace(self, row={**self.row, "completion": text})
+        """A person's own words, of whose tokens nobody knows the teacher's probabilities."""
+        return Pair({**self.row, "completion": text})
 
 
 @dataclass(frozen=True)
@@ -62,19 +71,40 @@ class Rejection:
     detail: str = ""
 
 
-Check = Callable[[Sequence[Pair]], list[Rejection | None]]
-"""For each pair why it is rejected, or None. All samples of a prompt that are left come together."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a check makes of a pair: kept where there is no rejection; with what it measured, if anything."""
+
+    rejection: Rejection | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
-def open_check(settings: Any, layout: Layout) -> Check:
+KEPT = Verdict()
+
+Check = Callable[[Sequence[Pair]], list[Verdict]]
+"""A verdict for each pair. All samples of a prompt that are left come together."""
+
+
+def rejected(reason: str, detail: str = "", **scores: float) -> Verdict:
+    return Verdict(Rejection(reason, detail), scores)
+
+
+def open_check(settings: Any, layout: Layout, *, purpose: str = "judge") -> Check:
     """The check that a step's settings name.
+
+    Args:
+        purpose: what a judge's answers are bought for, as the ledger has it.
 
     Raises:
         UserError: a file that they name is not there, or a user's own function cannot be imported.
     """
-    if isinstance(settings, MathCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck):
+    if isinstance(settings, MathCheck | ExactCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck):
         check: Check = look_up(CHECKS, settings.name, what="check")(settings, layout)
         return check
+    if isinstance(settings, JudgeCheck):
+        from nexa_distill.checks.judge import check_judge
+
+        return check_judge(settings, layout, purpose=purpose)
     if isinstance(settings, OwnCheck):
         from nexa_distill.checks.own import check_own
 

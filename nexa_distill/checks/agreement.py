@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from nexa_core.config.distill_filter import AgreementCheck
 from nexa_core.paths import Layout
 from nexa_distill.answers import canonical, final_answer
-from nexa_distill.checks import Check, Pair, Rejection
+from nexa_distill.checks import KEPT, Check, Pair, Verdict, rejected
 
 NO_ANSWER, TOO_FEW, MINORITY, NO_MAJORITY, STANDS_FOR_IT = (
     "no final answer",
@@ -20,32 +20,35 @@ NO_ANSWER, TOO_FEW, MINORITY, NO_MAJORITY, STANDS_FOR_IT = (
 def check_agreement(settings: AgreementCheck, layout: Layout) -> Check:
     """Of equally large groups the one with the earliest sample counts as the largest."""
 
-    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
-        found: list[Rejection | None] = [None] * len(pairs)
+    def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        found = [KEPT] * len(pairs)
         groups = defaultdict[str, list[int]](list)
         for index, pair in enumerate(pairs):
             groups[pair.group].append(index)
         for indices in groups.values():
-            for index, rejection in zip(indices, _judge(settings, [pairs[index] for index in indices]), strict=True):
-                found[index] = rejection
+            for index, verdict in zip(indices, _judge(settings, [pairs[index] for index in indices]), strict=True):
+                found[index] = verdict
         return found
 
     return check
 
 
-def _judge(settings: AgreementCheck, samples: list[Pair]) -> list[Rejection | None]:
+def _judge(settings: AgreementCheck, samples: list[Pair]) -> list[Verdict]:
     if len(samples) < settings.min_samples:
-        return [Rejection(TOO_FEW, f"{len(samples)} left")] * len(samples)
+        return [rejected(TOO_FEW, f"{len(samples)} left")] * len(samples)
     answers = [None if (found := final_answer(sample.completion)) is None else canonical(found) for sample in samples]
     counts = Counter(answer for answer in answers if answer is not None)
     if not counts:
-        return [Rejection(NO_ANSWER)] * len(samples)
+        return [rejected(NO_ANSWER)] * len(samples)
     most, number = counts.most_common(1)[0]  # the first seen of equals
-    share = f"{number} of {len(samples)} say {most}"
+    told, share = f"{number} of {len(samples)} say {most}", number / len(samples)
     if number < settings.min_share * len(samples):
-        return [Rejection(NO_MAJORITY, share)] * len(samples)
+        return [rejected(NO_MAJORITY, told, share=share)] * len(samples)
     kept = answers.index(most)
-    return [None if index == kept else Rejection(_reason(answer, most), share) for index, answer in enumerate(answers)]
+    return [
+        Verdict(scores={"share": share}) if index == kept else rejected(_reason(answer, most), told, share=share)
+        for index, answer in enumerate(answers)
+    ]
 
 
 def _reason(answer: str | None, most: str) -> str:

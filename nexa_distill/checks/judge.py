@@ -7,17 +7,20 @@ from importlib import resources
 from nexa_core.config.distill_filter import JudgeCheck
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_distill.checks import Check, Pair, Rejection
+from nexa_distill.checks import Check, Pair, Rejection, Verdict
 from nexa_llm.ask import ask, sampling_of
 from nexa_llm.chat import Answer, ChatRequest
+from nexa_llm.prices import as_usd
 
 SCORE = re.compile(r"score\s*[:=]?\s*\**\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 BUILT_IN = "judge@1.txt"
-PURPOSE = "judge"
+COST = "cost_usd"
+"""The score that says what the judge itself cost."""
 
 
-def check_judge(settings: JudgeCheck, layout: Layout) -> Check:
-    template = read_template(settings.template, BUILT_IN, layout, fields=("{prompt}", "{completion}"))
+def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str) -> Check:
+    """The check that asks; while it runs it raises OutOfBudget, and what was bought is kept."""
+    template = judge_template(settings, layout)
     sampling = sampling_of(settings.ask)
 
     def request(pair: Pair) -> ChatRequest:
@@ -30,20 +33,26 @@ def check_judge(settings: JudgeCheck, layout: Layout) -> Check:
         )
         return ChatRequest((*system, {"role": "user", "content": text}), sampling)
 
-    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
-        found: list[Rejection | None] = []
-        for answer in ask(map(request, pairs), settings.ask, layout, purpose=PURPOSE):
-            found.append(_verdict(answer, settings.min_score))
-        return found
+    def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        limit = settings.max_cost_usd
+        answers = ask(map(request, pairs), settings.ask, layout, purpose=purpose, max_cost_usd=limit)
+        return [_verdict(answer, settings.min_score) for answer in answers]
 
     return check
 
 
-def _verdict(answer: Answer, least: float) -> Rejection | None:
+def judge_template(settings: JudgeCheck, layout: Layout) -> str:
+    """What the judge is asked with. Raises UserError as `read_template` does."""
+    return read_template(settings.template, BUILT_IN, layout, fields=("{prompt}", "{completion}"))
+
+
+def _verdict(answer: Answer, least: float) -> Verdict:
     score = read_score(answer.text or "")
+    scores = {} if answer.cost_picousd is None else {COST: as_usd(answer.cost_picousd)}
     if score is None:
-        return Rejection("no score from the judge", answer.error or (answer.text or "")[-120:])
-    return Rejection(f"score below {least:g}", f"{score:g}") if score < least else None
+        return Verdict(Rejection("no score from the judge", answer.error or (answer.text or "")[-120:]), scores)
+    rejection = Rejection(f"score below {least:g}", f"{score:g}") if score < least else None
+    return Verdict(rejection, {"score": score, **scores})
 
 
 def read_score(text: str) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nexa_core.config.distill_filter import OwnCheck
 from nexa_core.errors import UserError
 from nexa_core.lookup import look_up
-from nexa_distill.checks import Check, Pair, Rejection
+from nexa_distill.checks import KEPT, Check, Pair, Verdict, rejected
 
 PREFIX = "check:"
 
@@ -15,7 +15,7 @@ def check_own(settings: OwnCheck) -> Check:
     name = settings.name.removeprefix(PREFIX)
     function = look_up({}, name, what="check")
 
-    def reject(pair: Pair) -> Rejection | None:
+    def judge(pair: Pair) -> Verdict:
         try:
             said = function(pair.prompt, pair.completion, pair.extra, **settings.parameters)
         except Exception as error:
@@ -24,9 +24,9 @@ def check_own(settings: OwnCheck) -> Check:
             raise UserError(
                 f"{settings.name} gave {said!r} for row {pair.group}; it has to give a reason, or None to keep it."
             )
-        return Rejection(said) if said else None
+        return rejected(said) if said else KEPT
 
-    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
-        return [reject(pair) for pair in pairs]
+    def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        return [judge(pair) for pair in pairs]
 
     return check

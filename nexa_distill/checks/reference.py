@@ -8,20 +8,20 @@ from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout
 from nexa_distill.answers import normalised
-from nexa_distill.checks import Check, Pair, Rejection
+from nexa_distill.checks import KEPT, Check, Pair, Verdict, rejected
 
 MAX_SHOWN_CHARS = 80
 
 
 def check_reference(settings: ReferenceCheck, layout: Layout) -> Check:
-    def reject(pair: Pair) -> Rejection | None:
+    def judge(pair: Pair) -> Verdict:
         wanted = reference_of(pair, settings.reference)
         if normalised(pair.completion) == normalised(wanted):
-            return None
-        return Rejection("not the reference", f"{shown(pair.completion)!r} instead of {shown(wanted)!r}")
+            return KEPT
+        return rejected("not the reference", f"{shown(pair.completion)!r} instead of {shown(wanted)!r}")
 
-    def check(pairs: Sequence[Pair]) -> list[Rejection | None]:
-        return [reject(pair) for pair in pairs]
+    def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        return [judge(pair) for pair in pairs]
 
     return check
 
