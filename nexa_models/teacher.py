@@ -27,8 +27,32 @@ class Teacher:
     """Of its weights, or of the files that they were read from."""
 
 
-def load_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> Teacher:
-    """The language model of a checkpoint or of a folder, on the CPU.
+@dataclass(frozen=True)
+class TeacherFiles:
+    """A teacher that has not been loaded yet: a checkpoint, or a folder as transformers writes it."""
+
+    path: Path
+    spec: ModelSpec
+    digest: str
+
+    def load(self) -> Teacher:
+        """The teacher on the CPU."""
+        teacher = self.imagine()
+        if self.path.suffix == ".pt":
+            load_state(teacher.model, self.spec, load_checkpoint(self.path).model)
+        else:
+            load_pretrained(teacher.model, self.spec)
+        return teacher
+
+    def imagine(self) -> Teacher:
+        """One of the same sizes that has learned nothing, for what only looks at those."""
+        model = build_model(self.spec)
+        assert isinstance(model, CausalLm)
+        return Teacher(model.eval().requires_grad_(False), self.spec, self.digest)
+
+
+def find_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> TeacherFiles:
+    """The language model of a checkpoint or of a folder.
 
     Args:
         max_tokens: the longest sequence that it is to read.
@@ -38,12 +62,9 @@ def load_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> Teacher
         UserError: there is none, it is no language model, or it reads no sequences as long as that.
     """
     if path.suffix == ".pt":
-        checkpoint = load_checkpoint(path)
-        spec, digest = checkpoint.spec, digests.of_file(path)
+        spec, digest = load_checkpoint(path).spec, digests.of_file(path)
         if not spec.is_language_model:
             raise UserError(f"{path} holds a {spec.model['name']}; a teacher has to be a causal_lm.")
-        model = build_model(spec)
-        load_state(model, spec, checkpoint.model)
         _check_length(spec, max_tokens, path)
     elif path.is_dir():
         from nexa_models.pretrained import read_pretrained  # imports transformers
@@ -54,14 +75,16 @@ def load_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> Teacher
         pretrained, tokenizer = read_pretrained(settings)
         spec = ModelSpec(settings.resolved(), kind, (), None, tokenizer, pretrained)
         digest = digests.of_value(pretrained.files)
-        model = build_model(spec)
-        load_pretrained(model, spec)
     else:
         raise UserError(
             f"No teacher at {path}: it has to be a checkpoint (.pt), or a folder with config.json and *.safetensors."
         )
-    assert isinstance(model, CausalLm)
-    return Teacher(model.eval().requires_grad_(False), spec, digest)
+    return TeacherFiles(path, spec, digest)
+
+
+def load_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> Teacher:
+    """What `find_teacher` finds, on the CPU."""
+    return find_teacher(path, max_tokens=max_tokens, kind=kind).load()
 
 
 def check_same_tokens(teacher: ModelSpec, student: ModelSpec) -> None:
@@ -123,4 +146,6 @@ def _check_length(spec: ModelSpec, max_tokens: int, path: Path) -> None:
 
 
 def move(teacher: Teacher, device: torch.device) -> Teacher:
+    if teacher.model.unigram_log_probs_V.device == device:
+        return teacher  # tensors without storage can't be moved at all
     return Teacher(teacher.model.to(device), teacher.spec, teacher.digest)

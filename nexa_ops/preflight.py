@@ -27,6 +27,7 @@ from nexa_train.distributed.health import Check
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import arrange, count_microbatches, encode_split, encode_training, ensure_dataset, make_plan
+from nexa_train.lesson import Lesson, plan_lesson
 from nexa_train.order import Plan
 from nexa_train.room import Checkpoints, count_checkpoints, schedule_checkpoints
 
@@ -180,6 +181,17 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
     encoded = {"train": encode_training(dataset, spec, World())}
     encoded |= {split: encode_split(dataset, split, spec) for split in splits[1:]}
     most_rows = -(-training.batch_size // num_microbatches)
+    lesson = None
+    if config.distillation is not None:
+        encoded["train"], lesson = plan_lesson(
+            config.distillation,
+            encoded["train"],
+            spec,
+            dataset,
+            layout,
+            is_packing=training.packing is not None,
+            is_sharded=training.distributed.strategy == "fsdp" and not world.is_alone,
+        )
     data = arrange(encoded["train"], spec, training, num_rows=most_rows)
     if not len(data):
         raise UserError(f"Dataset {dataset.key} has no rows to train on.")
@@ -202,12 +214,13 @@ def _forecast(config: RunConfig, layout: Layout, place: Place, dataset: Dataset)
         world=world,
         is_exact=is_exact,
         on_gpu=place.on_gpu,
+        lesson=lesson,
     )
     checkpoints = count_checkpoints(plan, training, spec, tensor_bytes=traced.checkpoint, is_sharded=traced.is_sharded)
     memory = estimate(process, traced, on_gpu=place.on_gpu, num_local=world.local_size)
     checks = [check_scored(dataset, config), *check_room(config, layout, place, memory, checkpoints)]
     fits = not any(check.failed for check in checks)
-    known = _time_a_step(spec, config, data, plan, place, traced, fill, is_exact=is_exact) if fits else None
+    known = _time_a_step(spec, config, data, plan, place, traced, fill, lesson, is_exact=is_exact) if fits else None
     pace = None
     if known is not None:
         num_looks = -(-plan.num_steps // plan.steps_per_epoch)
@@ -248,6 +261,7 @@ def _time_a_step(
     place: Place,
     traced: Traced,
     fill: Fill,
+    lesson: Lesson | None,
     *,
     is_exact: bool,
 ) -> tuple[float, str] | None:
@@ -266,6 +280,7 @@ def _time_a_step(
         is_exact=is_exact,
         device=place.device,
         flops_per_step=flops_per_step / world.size,
+        lesson=lesson,
     )
 
 

@@ -28,8 +28,8 @@ from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
 from nexa_models.token_rows import TokenRows
 from nexa_train.baseline import unigram_log_probs
-from nexa_train.distilling import bring_stored, plan_lesson
 from nexa_train.distributed.world import World
+from nexa_train.lesson import plan_lesson
 from nexa_train.objectives import Objective, cross_entropy
 from nexa_train.order import Plan, derive_seed
 
@@ -100,15 +100,14 @@ def make_job(
     encoded = encode_training(dataset, spec, world)
     lesson = None
     if config.distillation is not None:
-        encoded, outputs = bring_stored(config.distillation, encoded, dataset, layout)
-        lesson = plan_lesson(
+        encoded, lesson = plan_lesson(
             config.distillation,
+            encoded,
             spec,
+            dataset,
             layout,
-            outputs=outputs,
-            device=device,
+            is_packing=training.packing is not None,
             is_sharded=sharded,
-            packed=training.packing is not None or isinstance(encoded, TokenRows),
         )
     train_data = arrange(encoded, spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
@@ -154,7 +153,7 @@ def make_job(
         is_exact=exact,
         is_sharded=sharded,
         source=source,
-        objective=cross_entropy if lesson is None else lesson.objective,
+        objective=cross_entropy if lesson is None else lesson.objective(device),
         teachers=() if lesson is None else lesson.parents,
         inputs=inputs,
     )

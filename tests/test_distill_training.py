@@ -28,6 +28,7 @@ from nexa_models.divergences import Divergence
 from nexa_models.encoding import Sequences, encode
 from nexa_models.marks import SpecialIds
 from nexa_models.teacher import load_teacher
+from nexa_ops.preflight import examine
 from nexa_train.distilling import FromTeacher
 from nexa_train.objectives import Moment
 from nexa_train.own_answers import OwnAnswers
@@ -332,3 +333,37 @@ def test_configs_that_cannot_be_are_refused(section: dict[str, Any], said: str) 
     value = {"name": "x", "experiment": "x", "data": {"dataset": "pairs"}, "model": MODELS["causal_lm"], **section}
     with pytest.raises(UserError, match=said):
         parse_config(Document(json.loads(json.dumps(value)), {}, "test"), RunConfig)
+
+
+# What it takes.
+
+
+def test_preflight_counts_the_teacher(taught: tuple[Layout, Path]) -> None:
+    layout, path = taught
+    with_teacher = student(path, {"name": "forward_kl"}, distillation={"on_policy": {"max_new_tokens": 4}})
+    here = examine(with_teacher, layout).forecast
+    assert here is not None
+    model = load_teacher(path, max_tokens=32).model
+    assert here.memory.teacher == sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    assert "teacher" in here.memory.as_text()
+    assert here.pace is not None
+    both = [
+        examine(config, layout, gpu="H100", gpus_per_node=1).forecast
+        for config in (with_teacher, student(None, {"name": "sequence"}))
+    ]
+    taken = [each.memory.gpu for each in both if each is not None and each.memory.gpu is not None]
+    paces = [each.pace.seconds_per_step for each in both if each is not None and each.pace is not None]
+    assert taken[0] >= taken[1] + 0.9 * here.memory.teacher
+    assert paces[0] > paces[1]
+
+
+def test_preflight_counts_what_is_stored(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    store_answers(layout, teacher, num_top=8)
+    config = student(None, {"name": "forward_kl"}, data=LEARN, distillation={"stored": "stored_v1"})
+    assert examine(config, layout).forecast is not None
+
+
+def test_preflight_says_that_a_teacher_is_not_there(taught: tuple[Layout, Path]) -> None:
+    with pytest.raises(UserError, match="No teacher at"):
+        examine(student("nowhere", {"name": "forward_kl"}), taught[0])

@@ -33,6 +33,8 @@ class Memory:
     process: int
     """The interpreter, its libraries and the encoded rows."""
     weights: int
+    teacher: int
+    """The weights of the model that is learned from; 0 without one."""
     gradients: int
     optimizer: int
     step: int
@@ -55,7 +57,9 @@ class Memory:
         return asdict(self)
 
     def as_text(self) -> str:
-        names = ("process", "weights", "optimizer", "step", "evaluation", "checkpoint")
+        names = ["process", "weights", "teacher", "optimizer", "step", "evaluation", "checkpoint"]
+        if not self.teacher:
+            names.remove("teacher")
         parts = ", ".join(f"{name} {size_text(getattr(self, name))}" for name in names)
         host = f"{size_text(self.host)} a process, most while {self.host_when}"
         if self.gpu is None:
@@ -94,8 +98,8 @@ def estimate(process: Process, traced: Traced, *, on_gpu: bool, num_local: int) 
         process: as it is with all rows encoded, before there is a model.
         num_local: processes on a node.
     """
-    weights, state = traced.weights, traced.weights + traced.optimizer
-    scoring = traced.result + traced.evaluation
+    weights, state = traced.weights, traced.weights + traced.teacher + traced.optimizer
+    scoring = traced.teacher + traced.result + traced.evaluation
     on_device = {
         "training": state + traced.step,
         "validating": state + traced.evaluation,
@@ -125,6 +129,7 @@ def estimate(process: Process, traced: Traced, *, on_gpu: bool, num_local: int) 
     return Memory(
         process=process.now,
         weights=weights,
+        teacher=traced.teacher,
         gradients=traced.gradients,
         optimizer=traced.optimizer,
         step=traced.step,

@@ -15,7 +15,9 @@ from nexa_ops.forecast.rehearsal import rehearse
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.job import is_packed, made_fast
+from nexa_train.lesson import Lesson
 from nexa_train.loop import State, StepResult
+from nexa_train.objectives import cross_entropy
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
 
@@ -54,6 +56,7 @@ def time_steps(
     is_exact: bool,
     device: torch.device,
     flops_per_step: float,
+    lesson: Lesson | None,
 ) -> tuple[float, str]:
     """Seconds of a step here, and how that is known: from a trial of a few, or where a step is long, from a product.
 
@@ -78,7 +81,10 @@ def time_steps(
     def is_enough(state: State) -> bool:
         return len(ends) > MOST_TRIAL_STEPS or ends[-1] - ends[0] > TRIAL_SECONDS
 
-    rehearse(state, feed, config, world=world, is_exact=is_exact, should_stop=is_enough, hooks=[note])
+    objective = cross_entropy if lesson is None else lesson.imagined(device, writes=True)
+    rehearse(
+        state, feed, config, world=world, is_exact=is_exact, should_stop=is_enough, hooks=[note], objective=objective
+    )
     timed = [end - begin for begin, end in itertools.pairwise(ends)]
     timed = timed[1:] or timed  # the first one warms up
     plain = ", not compiled" if config.training.compile else ""

@@ -13,6 +13,7 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed
 from nexa_train.loop import Hook, State, fit
+from nexa_train.objectives import Objective
 
 
 class _Unanswered(Group):
@@ -31,6 +32,7 @@ def rehearse(
     is_exact: bool,
     should_stop: Callable[[State], bool],
     hooks: list[Hook],
+    objective: Objective,
 ) -> None:
     """Take the feed's steps as process 0 of `world` would, but for what it has to hear from the others.
 
@@ -49,4 +51,5 @@ def rehearse(
         should_stop=should_stop,
         hooks=hooks,
         notify=lambda step: None,
+        objective=objective,
     )

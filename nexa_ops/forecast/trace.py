@@ -22,10 +22,13 @@ from nexa_ops.forecast.heap import replay
 from nexa_ops.forecast.live_bytes import LiveBytes
 from nexa_ops.forecast.parameters import Parameters, count_parameters, tensors_in
 from nexa_ops.forecast.rehearsal import rehearse
+from nexa_train.distilling import FromTeacher
 from nexa_train.distributed.world import World
 from nexa_train.feed import Feed, StepData
 from nexa_train.job import check_shardable, is_packed, made_fast
+from nexa_train.lesson import Lesson
 from nexa_train.loop import State, StepResult
+from nexa_train.objectives import cross_entropy
 from nexa_train.optim import build_optimizer
 from nexa_train.order import Plan
 from nexa_train.room import bytes_of, checkpoint_bytes
@@ -35,6 +38,8 @@ MOST_TRACED = 8
 """Microbatches of a step that one process is traced through; further ones add but to the partial sums."""
 NF4_BYTES = 0.516
 """Of a weight in 4 bits, with its scales. Source: Dettmers et al. 2023, arXiv:2305.14314, section 3: 4.127 bits."""
+FORWARD_SHARE_FROZEN = 1 / 2
+"""Of the operations of a forward and backward pass of a model that gets no gradients: the teacher goes forward only."""
 UNTRACEABLE = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -52,6 +57,8 @@ class Traced:
     """Of a forward and backward pass; of a row, where rows have no tokens."""
     weights: int
     """Parameters and buffers, trained or not."""
+    teacher: int
+    """Those of the model that is learned from, which every process has whole."""
     gradients: int
     optimizer: int
     step: int
@@ -83,6 +90,7 @@ def trace(
     world: World,
     is_exact: bool,
     on_gpu: bool,
+    lesson: Lesson | None,
 ) -> Traced:
     """Go through a run from the model's building to its scores, by the very loop that trains, in the heaviest steps only.
 
@@ -104,6 +112,11 @@ def trace(
                 check_shardable(model)
             if spec.pretrained is not None:
                 _copies(model.state_dict())
+            objective = cross_entropy if lesson is None else lesson.imagined(CPU, writes=False)
+            teacher = objective.teacher.model if isinstance(objective, FromTeacher) else None
+            taught = 0 if teacher is None else bytes_of([*teacher.parameters(), *teacher.buffers()])
+            if teacher is not None:
+                _copies(teacher.state_dict())
             state = State(model, build_optimizer(model, config.training.optimizer))
             live.phase = "training"
             saver = _Saver(spec) if midway else None
@@ -115,6 +128,7 @@ def trace(
                 is_exact=is_exact,
                 should_stop=lambda state: False,
                 hooks=[] if saver is None else [saver],
+                objective=objective,
             )
             live.phase = "validating"
             batches = [_without_storage(batch, mode) for batch in looked_at]
@@ -140,13 +154,19 @@ def trace(
         ) from None
     weights = bytes_of([*model.parameters(), *model.buffers()])
     checkpoint = checkpoint_bytes(model, spec, config.training.optimizer)
-    held = weights + optimizer + (checkpoint if midway else 0)
+    held = weights + taught + optimizer + (checkpoint if midway else 0)
     num_passes = (len(heaviest) + 1) * min(-(-len(plan.microbatches(0)) // world.size), MOST_TRACED)
     gradients = bytes_of([weight for weight in model.parameters() if weight.requires_grad])
     traced = Traced(
         parameters=count_parameters(model),
-        flops_per_token=training_flops_per_token(model, mean_length=mean_length),
+        flops_per_token=training_flops_per_token(model, mean_length=mean_length)
+        + (
+            0.0
+            if teacher is None
+            else FORWARD_SHARE_FROZEN * training_flops_per_token(teacher, mean_length=mean_length)
+        ),
         weights=weights,
+        teacher=taught,
         gradients=gradients,
         optimizer=optimizer,
         step=live.peak_of("training") - held,
@@ -245,8 +265,10 @@ def _size(tensor: Tensor) -> int:
 
 
 def _without_storage(batch: Batch, mode: fake_tensor.FakeTensorMode) -> Batch:
-    inputs: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in batch.inputs.items()}
-    return replace(batch, inputs=inputs, targets=mode.from_tensor(batch.targets))
+    def fake(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+
+    return replace(batch, inputs=fake(batch.inputs), targets=mode.from_tensor(batch.targets), beside=fake(batch.beside))
 
 
 def _untraced_sums(plan: Plan, config: RunConfig, world: World, *, is_exact: bool) -> int:
