@@ -21,6 +21,7 @@ from nexa_distill.outputs import LOGPROBS, SCHEMA
 from nexa_distill.reviews import Answered, Review
 
 PAIRS_AT_ONCE = 4096
+LOGPROB_BYTES_AT_ONCE = 32 << 20
 BATCH_ROWS = 512
 STATUS, REVIEW, DUPLICATES = "status", "review", "duplicates"
 BY_A_PERSON = Rejection("rejected by a person")
@@ -111,11 +112,14 @@ def read_pairs(path: Path, *, max_rows: int | None) -> Iterator[list[Pair]]:
         UserError: the file is not one of a teacher's answers.
     """
     waiting: list[Pair] = []
+    size_bytes = 0
     for _, group in groupby(islice(_pairs(path), max_rows), key=lambda pair: pair.group):
-        waiting += group
-        if len(waiting) >= PAIRS_AT_ONCE:
+        for pair in group:
+            waiting.append(pair)
+            size_bytes += 0 if pair.logprobs is None else pair.logprobs.nbytes // pair.logprobs.num_rows
+        if len(waiting) >= PAIRS_AT_ONCE or size_bytes >= LOGPROB_BYTES_AT_ONCE:
             yield waiting
-            waiting = []
+            waiting, size_bytes = [], 0
     if waiting:
         yield waiting
 
