@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_core.errors import UserError
+
 PACKAGES = Path(__file__).parent.parent
 """The folder that holds `nexa_core` and its neighbours."""
 CATEGORIES = ("distillation", "training", "evaluation")
@@ -71,3 +73,16 @@ class Layout:
     def absolute(self, recorded: str) -> Path:
         """The file that a path written by `relative` means here."""
         return self.root / recorded
+
+
+def folder_with(file: str, folder: Path) -> Path:
+    """The nearest folder that has `file`, from `folder` upwards: a laboratory's root, from a notebook's own folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = folder.resolve()
+    for each in (here, *here.parents):
+        if (each / file).is_file():
+            return each
+    raise UserError(f"No laboratory around {here}: neither it nor a folder above has {file}. Start it inside of one.")

@@ -19,6 +19,7 @@ from nexa_data.quality.private import masker
 from nexa_data.rows import SCHEMAS
 from nexa_data.sources.raw import BadRow, ExcerptsAt, RawRow, Row, excerpt
 from nexa_data.split import positions_of
+from nexa_data.templates import PromptTemplate
 
 BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 2**20
@@ -39,6 +40,8 @@ class Making:
     """Whether each row gets the keys by which near duplicates are found."""
     evaluation: EvaluationSet | None = None
     """Whose texts rows are searched for."""
+    template: PromptTemplate | None = None
+    """What makes the prompts, where the settings name one."""
 
     @property
     def masked(self) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ def make_batches(rows: Iterator[Row], making: Making, excerpts_at: ExcerptsAt | 
         excerpts_at: reads the beginnings of rows again; without it they are shown as what was read of them.
     """
     close = _Closing(making, excerpts_at)
-    convert = Converter(making.rows, making.num_features)
+    convert = Converter(making.rows, making.num_features, making.template)
     made, bad, num_read, size_bytes = Chunk(), list[Bad](), 0, 0
     for taken in chunks_of(_masked(rows, making.masked)):
         num_read += len(taken)

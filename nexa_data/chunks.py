@@ -16,6 +16,7 @@ from nexa_data.identity import content_digests
 from nexa_data.makers import MAX_LABEL_CHARS, CanonicalRow, RowError
 from nexa_data.rows import canonical, used_columns
 from nexa_data.sources.raw import RawRow, Row
+from nexa_data.templates import PromptTemplate
 
 CHUNK_ROWS = 256
 
@@ -57,16 +58,17 @@ class Converter:
 
     Args:
         num_features: how many numbers a row of features has, where an earlier row has decided it.
+        template: what makes the prompts, where the settings name one.
     """
 
-    def __init__(self, rows: Rows, num_features: int | None = None):
-        self._convert = canonical(rows, num_features=num_features)
+    def __init__(self, rows: Rows, num_features: int | None = None, template: PromptTemplate | None = None):
+        self._convert = canonical(rows, num_features=num_features, template=template)
         self._used = {column for _, column in used_columns(rows)}
-        self._texts = _text_columns(rows)
-        self._empty = {"prompt", "completion"} - self._texts.keys() if rows.name == "pairs" else set[str]()
+        self._texts, self._template = _text_columns(rows), template
+        self._empty = {"prompt", "completion"} - set(rows.sides) if rows.name == "pairs" else set[str]()
 
     def __call__(self, rows: Sequence[Readable]) -> Chunk:
-        if not self._texts:
+        if not self._texts and self._template is None:
             return self._one_by_one(rows)
         if self._are_plain([row for _, row in rows]):
             return self._by_columns(rows)
@@ -90,9 +92,14 @@ class Converter:
     def _by_columns(self, rows: Sequence[Readable]) -> Chunk:
         values = [row.values for _, row in rows]
         try:
-            columns = {name: [row[column].encode() for row in values] for name, column in self._texts.items()}
+            texts = {name: [row[column].encode() for row in values] for name, column in self._texts.items()}
+            columns = {**self._made_prompts(values), **texts}
             extra = self._extra(values)
-        except (UnicodeEncodeError, orjson.JSONEncodeError):  # half a surrogate pair, or nested too deeply
+        except (
+            RowError,
+            UnicodeEncodeError,
+            orjson.JSONEncodeError,
+        ):  # no prompt, half a surrogate pair, nested too deeply
             return self._one_by_one(rows)
         none = {name: [None] * len(rows) for name in self._empty}
         return Chunk(
@@ -105,6 +112,15 @@ class Converter:
                 sum(map(len, texts)) for texts in zip(*columns.values(), [text or b"" for text in extra], strict=True)
             ],
         )
+
+    def _made_prompts(self, values: Sequence[Mapping[str, Any]]) -> dict[str, list[bytes]]:
+        """The column of prompts, where a template makes them."""
+        if self._template is None:
+            return {}
+        prompts = [self._template.render(row) for row in values]
+        if "" in prompts or any(map(str.isspace, prompts)):
+            raise RowError("empty prompt")
+        return {"prompt": [prompt.encode() for prompt in prompts]}
 
     def _extra(self, values: Sequence[Mapping[str, Any]]) -> list[bytes | None]:
         """The other columns of each row as JSON."""

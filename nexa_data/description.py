@@ -19,7 +19,7 @@ from nexa_data.rows import SCHEMAS
 from nexa_data.split import HELD_OUT
 from nexa_data.tokens import make_sequences, make_tokenizer
 
-LIBRARIES = ("numpy", "orjson", "py3langid", "pyarrow", "tokenizers")
+LIBRARIES = ("jinja2", "numpy", "orjson", "py3langid", "pyarrow", "tokenizers")
 """Those that decide a dataset's bytes."""
 
 
@@ -79,6 +79,7 @@ def describe(
             else None
             for name, path in beside.items()
         },
+        "template": origin.template and origin.template.as_json(),
         "tokenizer": tokenizer,
         "sequences": None,
         "parents": [],

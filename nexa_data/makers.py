@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy
 import orjson
@@ -12,6 +12,9 @@ from nexa_core import digests
 from nexa_core.config.data import ChatRows, FeatureRows, PairRows, Role, TextRows
 from nexa_data.identity import before_last_turn, bytes_of
 from nexa_data.values import plain
+
+if TYPE_CHECKING:
+    from nexa_data.templates import PromptTemplate
 
 MAX_LABEL_CHARS = 200
 
@@ -113,8 +116,9 @@ class TextMaker:
 class PairMaker:
     """Makes pairs of a prompt and its completion, or rows of one of them alone."""
 
-    def __init__(self, rows: PairRows):
+    def __init__(self, rows: PairRows, template: "PromptTemplate | None" = None):
         self._columns = {"prompt": rows.prompt, "completion": rows.completion}
+        self._template = template
 
     def __call__(self, values: Mapping[str, Any]) -> Made:
         pair = {"prompt": self._side(values, "prompt"), "completion": self._side(values, "completion")}
@@ -124,9 +128,12 @@ class PairMaker:
 
     def _side(self, values: Mapping[str, Any], side: str) -> str | None:
         column = self._columns[side]
-        if column is None:
+        if side == "prompt" and self._template is not None:
+            text = self._template.render(values)
+        elif column is not None:
+            text = _text(values, column)
+        else:
             return None
-        text = _text(values, column)
         if _is_empty(text):
             raise RowError(f"empty {side}")
         return text

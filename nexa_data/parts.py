@@ -29,6 +29,7 @@ from nexa_data.evaluation_sets import EvaluationSet
 from nexa_data.quality.own import code_of
 from nexa_data.sources import Source
 from nexa_data.sources.raw import ExcerptsAt, Piece
+from nexa_data.templates import PromptTemplate
 
 LOCK = "lock"
 PARALLEL_FROM_BYTES = 48 * 2**20
@@ -91,6 +92,7 @@ def make_parts(
     *,
     means: Means,
     evaluation: EvaluationSet | None = None,
+    template: PromptTemplate | None = None,
     again: bool = False,
     used: set[Path],
 ) -> Iterator[Part]:
@@ -99,6 +101,7 @@ def make_parts(
     Args:
         folder: where what was made of pieces is kept until the source's next version; see `in_use`.
         evaluation: whose texts rows are searched for.
+        template: what makes the prompts, where the settings name one.
         again: whether batches will be read more than once.
         used: takes the files of the folder that the parts are made of.
 
@@ -107,7 +110,7 @@ def make_parts(
     """
     pieces = source.pieces()
     salt = None if isinstance(config.output, TeacherInputsOutput) else config.output.salt
-    making = Making(config.rows, salt, quality=config.quality, has_keys=again, evaluation=evaluation)
+    making = Making(config.rows, salt, quality=config.quality, has_keys=again, evaluation=evaluation, template=template)
     is_small = len(pieces) == 1 or sum(piece.size_bytes for piece in pieces) < PARALLEL_FROM_BYTES
     if is_small and not again:
         yield from _make_here(pieces, making)
@@ -182,9 +185,12 @@ def _stamp(making: Making) -> str:
             "own_code": [code_of(step.name) for step in making.quality if isinstance(step, CustomStep)],
             "has_keys": making.has_keys,
             "evaluation": making.evaluation and making.evaluation.decides(),
+            "template": making.template and making.template.sha256,
             "code": manifests.code_digest(),
             "unicode": unicodedata.unidata_version,
-            "libraries": {name: metadata.version(name) for name in ("numpy", "orjson", "py3langid", "pyarrow")},
+            "libraries": {
+                name: metadata.version(name) for name in ("jinja2", "numpy", "orjson", "py3langid", "pyarrow")
+            },
         }
     )
 

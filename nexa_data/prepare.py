@@ -144,7 +144,7 @@ def _write(places: Places, origin: Origin, standing: list[manifests.Stood], mean
     rejects_path = places.refused_rejects if places.manifest.exists() else places.rejects
     with rejects_at(rejects_path, config.key) as rejects, ExitStack() as stack, collector_paused():
         tables = Tables(stack, SCHEMAS[config.rows.name], places.split)
-        next(check_columns(origin.source.rows(), config.rows), None)
+        next(check_columns(origin.source.rows(), config.rows, origin.template), None)
         beside = Beside(
             ScoreTable(stack, places.scores, config) if config.quality else None,
             OverlapTable(stack, places.overlaps, config) if origin.evaluation is not None else None,
@@ -181,8 +181,9 @@ def _fill(tables: Tables, rejects: Rejects, places: Places, origin: Origin, besi
     looks_twice = config.near_duplicates is not None
     with in_use(places.parts) as used:
         parts: Iterable[Part] = make_parts(
-            origin.source, config, places.parts, means=means, evaluation=origin.evaluation, again=looks_twice, used=used
-        )
+            origin.source, config, places.parts, means=means,
+            evaluation=origin.evaluation, template=origin.template, again=looks_twice, used=used,
+        )  # fmt: skip
         if looks_twice:
             parts = list(parts)
             near = find_near_rows(parts, config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow
 
-from nexa_core.config.data import Rows
+from nexa_core.config.data import PairRows, Rows
 from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_data.identity import content_id
@@ -20,6 +20,7 @@ from nexa_data.makers import (
     extra_json,
 )
 from nexa_data.sources.raw import RawRow, Row
+from nexa_data.templates import PromptTemplate
 
 NUM_ROWS_LOOKED_AT = 100
 MAX_ROWS_HELD = 10_000
@@ -53,15 +54,17 @@ Canonical = Callable[[Mapping[str, Any]], CanonicalRow]
 """Makes a source's values a canonical row, or raises `RowError`."""
 
 
-def canonical(rows: Rows, *, num_features: int | None = None) -> Canonical:
+def canonical(rows: Rows, *, num_features: int | None = None, template: PromptTemplate | None = None) -> Canonical:
     """The function that makes canonical rows after these settings.
 
     Args:
         num_features: how many numbers a row of features has, where an earlier row has decided it.
+        template: what makes the prompts, where the settings name one; the columns that it takes are kept in `extra_json`.
     """
     used = {column for _, column in used_columns(rows)}
-    makers = {"features": FeatureMaker, "text": TextMaker, "pairs": PairMaker, "chat": ChatMaker}
-    make: Any = makers[rows.name](rows)
+    assert (getattr(rows, "template", None) is None) == (template is None)
+    makers: dict[str, Any] = {"features": FeatureMaker, "text": TextMaker, "chat": ChatMaker}
+    make: Any = PairMaker(rows, template) if isinstance(rows, PairRows) else makers[rows.name](rows)
     if num_features is not None:
         make.num_features = num_features
 
@@ -87,8 +90,9 @@ def used_columns(rows: Rows) -> Iterator[tuple[str, str]]:
             yield setting, column
 
 
-def check_columns(source: Iterator[Row], rows: Rows) -> Iterator[Row]:
-    """`source` unchanged, once its first good rows have shown that it has the columns that the settings name.
+def check_columns(source: Iterator[Row], rows: Rows, template: PromptTemplate | None = None) -> Iterator[Row]:
+    """`source` unchanged, once its first good rows have shown that it has the columns that the settings or the
+    template name.
 
     Raises:
         UserError: a column is in none of the first good rows.
@@ -102,7 +106,8 @@ def check_columns(source: Iterator[Row], rows: Rows) -> Iterator[Row]:
         if len(good) == NUM_ROWS_LOOKED_AT or len(held) == MAX_ROWS_HELD:
             break
     columns = {name for row in good for name in row.values}
-    for setting, column in used_columns(rows):
+    named = [("template", column) for column in template.columns] if template is not None else []
+    for setting, column in [*used_columns(rows), *named]:
         if good and column not in columns:
             hint = did_you_mean(column, columns)
             raise UserError(

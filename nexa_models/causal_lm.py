@@ -144,32 +144,6 @@ class CausalLm(nn.Module):
         )
         return out[:, ids.shape[1] :]
 
-    @torch.no_grad()
-    def sample(
-        self,
-        ids: Tensor,
-        attention_mask: Tensor,
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        end_id: int,
-        padding_id: int,
-    ) -> Tensor:
-        """The same with tokens drawn from the whole distribution, by torch's generator."""
-        self.choose_attention(packed=False, device=ids.device)
-        out = self.transformer.generate(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=end_id,
-            pad_token_id=padding_id,
-        )
-        return out[:, ids.shape[1] :]
-
     def _masks(self, documents: Tensor) -> Any:
         """The mask of packs, or where layers differ in how far they look, one for each kind of layer; None for none."""
         if self._attends_by_document:

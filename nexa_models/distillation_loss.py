@@ -1,189 +1,146 @@
-"""How far a student's distribution is from its teacher's: divergences over the vocabulary, summed over places, in chunks.
+"""A student's loss beside its teacher, chunk by chunk: memory does not grow with places times vocabulary.
 
-Axes: n places, V tokens of the vocabulary, H width of the hidden states, K most likely tokens.
+Axes: n places, c places of a chunk, V tokens of the vocabulary, H width of the hidden states, K likeliest tokens.
 
-With a temperature T both distributions are softmax(logits / T), and the divergence is multiplied by T * T, so that its
-gradient does not shrink with T. Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
+Of a place i the loss is `divergence_i * T * T * D_i + cross_entropy_i * CE_i`. With a temperature T both distributions are
+softmax(logits / T), and the factor T * T keeps the gradient from shrinking with it. Source: Hinton et al. 2015,
+arXiv:1503.02531, section 2. The cross entropy is that of temperature 1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Name = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
-CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20, "mps": 64 * 2**20}
-"""Of float32 logits that are looked at together."""
+from nexa_models.divergences import Divergence
+
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+"""Of float32 logits that are looked at together: on a processor what its cache holds, on a GPU what keeps it busy."""
+LEAST_PLACES = 64
+"""Of a chunk: an output layer is read whole for each."""
+LEAST_TAIL = 1e-7
+"""Probability of the tokens that are not stored: one that is less was lost in rounding to float32, and is not nought."""
+
+
+class Opinion(Protocol):
+    """What is known of a teacher's distributions at some places."""
+
+    def compare(self, student_cV: Tensor, start: int, stop: int, divergence: Divergence) -> tuple[Tensor, Tensor]:
+        """Divergences (c,) at the places `start:stop`, and their gradients (c, V), of log probabilities at its temperature."""
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """Which divergence of the student q from the teacher p.
+class Learned:
+    """What counts how much at each place."""
 
-    forward_kl: KL(p, q), which covers all that the teacher may say. Source: Kim and Rush 2016, arXiv:1606.07947, for words.
-    reverse_kl: KL(q, p), which keeps to what the teacher would say. Source: Gu et al. 2023, arXiv:2306.08543.
-    jsd: beta KL(p, m) + (1 - beta) KL(q, m) with m = beta p + (1 - beta) q; at 0 and 1 its limits are taken, forward and reverse
-    KL. Source: Agarwal et al. 2023, arXiv:2306.13649, equation 1, and TRL's `generalized_jsd_loss` for the limits.
-    skew_kl: KL(p, alpha p + (1 - alpha) q). skew_reverse_kl: KL(q, alpha q + (1 - alpha) p). Source: Ko et al. 2024,
-    arXiv:2402.03898, section 3.1.
+    divergence: Tensor
+    """(n,)"""
+    targets: Tensor | None = None
+    """(n,) the tokens of the answer; None where there is none to be learned."""
+    cross_entropy: Tensor | None = None
+    """(n,) None where the targets' cross entropy is only measured."""
+
+
+@dataclass(frozen=True)
+class WholeOpinion:
+    """All of the teacher's distribution."""
+
+    logits: Callable[[int, int], Tensor]
+    """(c, V or more) for places `start:stop`; ids beyond the student's, which no text has, are left out."""
+
+    @classmethod
+    def of_states(cls, states: Tensor, head: nn.Module) -> "WholeOpinion":
+        """Of hidden states (n, H), to which the output layer is applied chunk by chunk."""
+        return cls(lambda start, stop: head(states[start:stop]))
+
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> "WholeOpinion":
+        return cls(lambda start, stop: logits[start:stop])
+
+    def compare(self, student_cV: Tensor, start: int, stop: int, divergence: Divergence) -> tuple[Tensor, Tensor]:
+        logits = self.logits(start, stop)[:, : student_cV.shape[-1]]
+        teacher = functional.log_softmax(logits.to(student_cV.dtype) / divergence.temperature, dim=-1)
+        return divergence.compare(student_cV, teacher)
+
+
+@dataclass(frozen=True)
+class TopOpinion:
+    """Its K likeliest tokens at temperature 1, and the probability of all others together: K + 1 outcomes.
+
+    By the data processing inequality the divergence is at most that over the whole vocabulary.
     """
 
-    name: Name
-    temperature: float = 1.0
-    beta: float = 0.5
-    """Of jsd."""
-    alpha: float = 0.1
-    """Of the skew ones."""
+    top_ids: Tensor
+    """(n, K), the likeliest first; places with fewer tokens are filled up with -1."""
+    top_logprobs: Tensor
+    """(n, K)"""
+    tail_mass: Tensor
+    """(n,)"""
 
-    def __call__(self, student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-        """(n,) divergences of log probabilities (n, outcomes), in nats and without the factor T * T."""
-        q, p = student_log_probs, teacher_log_probs
-        match self.name:
-            case "forward_kl":
-                return _kl(p, q)
-            case "reverse_kl":
-                return _kl(q, p)
-            case "skew_kl":
-                return _kl(p, _mixture(p, q, self.alpha))
-            case "skew_reverse_kl":
-                return _kl(q, _mixture(q, p, self.alpha))
-            case "jsd":
-                if self.beta in (0.0, 1.0):
-                    return _kl(p, q) if self.beta == 0.0 else _kl(q, p)
-                mixture = _mixture(p, q, self.beta)
-                return self.beta * _kl(p, mixture) + (1 - self.beta) * _kl(q, mixture)
+    def compare(self, student_cV: Tensor, start: int, stop: int, divergence: Divergence) -> tuple[Tensor, Tensor]:
+        if divergence.temperature != 1.0:
+            raise ValueError("stored log probabilities are of temperature 1")
+        top_ids, num_tokens = self.top_ids[start:stop], student_cV.shape[-1]
+        is_there = top_ids >= 0
+        has_top = is_there[:, :1]
+        ids = torch.where(is_there, top_ids, top_ids[:, :1]).clamp(min=0)
+        of_ids = student_cV.gather(1, ids)
+        top = of_ids.masked_fill(~is_there, -torch.inf)
+        without_top = student_cV.scatter(1, ids, torch.where(has_top, -torch.inf, of_ids))
+        # Where all tokens are stored there are no others.
+        has_rest = (is_there.sum(-1) < num_tokens)[:, None]
+        rest = without_top.logsumexp(-1, keepdim=True).where(has_rest, -torch.inf)
+        student = torch.cat([top, rest], -1)
+        values, slopes = divergence.compare(student, self._teacher(start, stop, is_there, has_rest, student.dtype))
+        # What pulls at the others together pulls at each by its share of them.
+        pull = (slopes[:, -1:] / rest.exp()).where(has_rest & (rest.exp() > 0), 0.0)
+        gradient = without_top.exp_().mul_(pull)
+        return values, gradient.scatter_add_(1, ids, slopes[:, :-1].masked_fill(~is_there, 0.0))
 
-
-def _kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL(one, other) of log probabilities; an outcome that `one` rules out adds nothing."""
-    terms = one.exp() * (one - other)
-    return terms.where(one != -torch.inf, 0.0).sum(-1)
-
-
-def _mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """The log probabilities of `share` of one distribution and the rest of the other."""
-    if share in (0.0, 1.0):
-        return one if share == 1.0 else other
-    log_share = torch.tensor(share, dtype=one.dtype, device=one.device).log()
-    log_rest = torch.tensor(1 - share, dtype=one.dtype, device=one.device).log()
-    return torch.logaddexp(one + log_share, other + log_rest)
+    def _teacher(self, start: int, stop: int, is_there: Tensor, has_rest: Tensor, kind: torch.dtype) -> Tensor:
+        """(c, K + 1) log probabilities, which add up to 1."""
+        top = self.top_logprobs[start:stop].to(kind).masked_fill(~is_there, -torch.inf)
+        tail = self.tail_mass[start:stop, None].to(kind).clamp(LEAST_TAIL, 1).log().masked_fill(~has_rest, -torch.inf)
+        return torch.cat([top, tail], -1).log_softmax(-1)
 
 
-def summed_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, divergence: Divergence, weights: Tensor | None = None
+def loss_of_logits(logits: Tensor, opinion: Opinion, divergence: Divergence, learned: Learned) -> Tensor:
+    """(3,) summed over the places: the loss, the divergences unweighted, the cross entropies; only the loss is differentiable.
+
+    The last two are in nats of those places whose divergence counts, and of all that have a target. The gradient is computed
+    in the forward pass, and is the only other (n, V), in the logits' own precision. float64 stays so, all else is float32.
+    """
+    numbers: Tensor = _OfLogits.apply(logits, opinion, divergence, learned)
+    return numbers
+
+
+def loss_of_states(
+    states: Tensor, head: nn.Module, opinion: Opinion, divergence: Divergence, learned: Learned
 ) -> Tensor:
-    """Divergence of logits (n, V) from a teacher's, summed over the places; float32.
-
-    Args:
-        weights: (n,) what each place counts; 1 without it.
-    """
-
-    def teacher(start: int, stop: int) -> Tensor:
-        return functional.log_softmax(teacher_logits[start:stop].float() / divergence.temperature, dim=-1)
-
-    loss: Tensor = _OfLogits.apply(student_logits, teacher, divergence, _ones(student_logits, weights))
-    return loss
-
-
-def summed_divergence_of_states(
-    student_states: Tensor,
-    student_head: nn.Module,
-    teacher_states: Tensor,
-    teacher_head: nn.Module,
-    divergence: Divergence,
-    weights: Tensor | None = None,
-    *,
-    targets: Tensor | None = None,
-    share: float = 1.0,
-) -> Tensor:
-    """The same of hidden states (n, H) and output layers, which are applied chunk by chunk: no (n, V) exists at any time.
-
-    The output layers have to be linear. Gradients are computed in the forward pass.
-
-    Args:
-        targets: (n,) tokens; `share` of the divergence is then added to the rest of their cross entropy, at temperature 1.
-    """
-
-    def teacher(start: int, stop: int) -> Tensor:
-        with torch.no_grad():
-            logits = teacher_head(teacher_states[start:stop])
-        return functional.log_softmax(logits.float() / divergence.temperature, dim=-1)
-
-    weight, bias = student_head.weight, getattr(student_head, "bias", None)
-    loss: Tensor = _OfStates.apply(
-        student_states, weight, bias, teacher, divergence, _ones(student_states, weights), targets, share
-    )
-    return loss
-
-
-def summed_top_divergence(
-    student_logits: Tensor,
-    top_ids: Tensor,
-    top_logprobs: Tensor,
-    tail_mass: Tensor,
-    divergence: Divergence,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Divergence over K + 1 outcomes: the teacher's K most likely tokens, and all others together.
-
-    By the data processing inequality it is at most that over the whole vocabulary. A temperature other than 1 would need the
-    whole distribution of the teacher.
-
-    Args:
-        student_logits: (n, V).
-        top_ids: (n, K); places with fewer tokens are filled up with -1.
-        top_logprobs: (n, K) at temperature 1.
-        tail_mass: (n,)
-    """
-    if divergence.temperature != 1.0:
-        raise ValueError("stored log probabilities are of temperature 1")
-    is_there = top_ids >= 0
-    teacher = torch.cat(
-        [top_logprobs.float().masked_fill(~is_there, -torch.inf), tail_mass.float().clamp(0, 1).log()[:, None]], -1
-    )
-    teacher = teacher - teacher.logsumexp(-1, keepdim=True)
-    total = student_logits.new_zeros((), dtype=torch.float32)
-    ones = _ones(student_logits, weights)
-    for start, stop in _chunks(len(student_logits), student_logits.shape[-1], student_logits.device):
-        log_probs = functional.log_softmax(student_logits[start:stop].float(), dim=-1)
-        there, ids = is_there[start:stop], top_ids[start:stop].clamp(min=0)
-        top = log_probs.gather(1, ids).masked_fill(~there, -torch.inf)
-        rest = log_probs.scatter(1, ids, torch.where(there, -torch.inf, log_probs.gather(1, ids))).logsumexp(-1)
-        student = torch.cat([top, rest[:, None]], -1)
-        # An outcome that neither has: no term, and no gradient through -inf - -inf.
-        empty = (teacher[start:stop] == -torch.inf) & (student == -torch.inf)
-        student = student.masked_fill(empty, 0.0)
-        q, p = student, teacher[start:stop].masked_fill(empty, 0.0)
-        total = total + ((divergence(q, p) * ones[start:stop]).sum())
-    return total
+    """The same of hidden states (n, H), to which the output layer, a plain linear one, is applied chunk by chunk."""
+    numbers: Tensor = _OfStates.apply(states, head.weight, getattr(head, "bias", None), opinion, divergence, learned)
+    return numbers
 
 
 class _OfLogits(torch.autograd.Function):
-    """Holds one more (n, V) in the logits' own precision: their gradient, made in the forward pass chunk by chunk."""
-
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, teacher: Callable[[int, int], Tensor], divergence: Divergence, weights: Tensor
-    ) -> Tensor:
-        total = logits.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+    def forward(ctx: Any, logits: Tensor, opinion: Opinion, divergence: Divergence, learned: Learned) -> Tensor:
+        numbers = torch.zeros(3, dtype=_precise(logits.dtype), device=logits.device)
+        gradient = torch.empty_like(logits)
         for start, stop in _chunks(len(logits), logits.shape[-1], logits.device):
-            loss, of_chunk = _loss_and_gradient(
-                logits[start:stop], teacher(start, stop), divergence, weights[start:stop], gradient is not None
-            )
-            total += loss
-            if gradient is not None:
-                gradient[start:stop].copy_(of_chunk)
+            of_chunk, by_logits = _learn(logits[start:stop], start, stop, opinion, divergence, learned)
+            numbers += of_chunk
+            gradient[start:stop] = by_logits
         ctx.save_for_backward(gradient)
-        return total
+        return numbers
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer.to(gradient.dtype), None, None, None
+        return gradient * outer[0].to(gradient.dtype), None, None, None
 
 
 class _OfStates(torch.autograd.Function):
@@ -195,69 +152,82 @@ class _OfStates(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher: Callable[[int, int], Tensor],
+        opinion: Opinion,
         divergence: Divergence,
-        weights: Tensor,
-        targets: Tensor | None,
-        share: float,
+        learned: Learned,
     ) -> Tensor:
-        total = states.new_zeros((), dtype=torch.float32)
-        of_states = torch.empty_like(states)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for start, stop in _chunks(len(states), len(weight), states.device):
-            chunk = states[start:stop]
-            logits = functional.linear(chunk, weight.to(chunk.dtype), None if bias is None else bias.to(chunk.dtype))
-            wanted = None if targets is None else targets[start:stop]
-            loss, of_logits = _loss_and_gradient(
-                logits, teacher(start, stop), divergence, weights[start:stop], True, targets=wanted, share=share
-            )
-            total += loss
-            of_states[start:stop].copy_(of_logits.to(chunk.dtype) @ weight.to(chunk.dtype))
-            if of_weight is not None:
-                of_weight.addmm_(of_logits.float().T, chunk.float())
-            if of_bias is not None:
-                of_bias += of_logits.float().sum(0)
-        ctx.save_for_backward(of_states, of_weight, of_bias)
-        ctx.kinds = weight.dtype
-        return total
+        device = states.device
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else states.dtype
+        inputs, layer, offset = states.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        numbers = torch.zeros(3, dtype=_precise(kind), device=device)
+        by_states = torch.empty_like(states)
+        by_weight = torch.zeros_like(weight, dtype=_precise(kind)) if ctx.needs_input_grad[1] else None
+        by_bias = torch.zeros_like(bias, dtype=_precise(kind)) if bias is not None and ctx.needs_input_grad[2] else None
+        for start, stop in _chunks(len(states), len(weight), device):
+            logits = functional.linear(inputs[start:stop], layer, offset)
+            of_chunk, by_logits = _learn(logits, start, stop, opinion, divergence, learned)
+            numbers += of_chunk
+            by_logits = by_logits.to(kind)
+            by_states[start:stop] = by_logits @ layer
+            if by_weight is not None:
+                _add_product(by_weight, by_logits.T, inputs[start:stop])
+            if by_bias is not None:
+                by_bias += by_logits.sum(0, dtype=by_bias.dtype)
+        ctx.save_for_backward(by_states, by_weight, by_bias)
+        ctx.kind = weight.dtype
+        return numbers
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        of_states, of_weight, of_bias = ctx.saved_tensors
-        scaled = [
-            of_states * outer.to(of_states.dtype),
-            None if of_weight is None else (of_weight * outer).to(ctx.kinds),
-            None if of_bias is None else (of_bias * outer).to(ctx.kinds),
-        ]
-        return (*scaled, None, None, None, None, None)
+        by_states, by_weight, by_bias = ctx.saved_tensors
+        return (
+            by_states * outer[0].to(by_states.dtype),
+            None if by_weight is None else (by_weight * outer[0]).to(ctx.kind),
+            None if by_bias is None else (by_bias * outer[0]).to(ctx.kind),
+            None,
+            None,
+            None,
+        )
 
 
-def _loss_and_gradient(
-    logits: Tensor,
-    teacher_log_probs: Tensor,
-    divergence: Divergence,
-    weights: Tensor,
-    wants_gradient: bool,
-    *,
-    targets: Tensor | None = None,
-    share: float = 1.0,
+def _learn(
+    logits: Tensor, start: int, stop: int, opinion: Opinion, divergence: Divergence, learned: Learned
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum over a chunk, with the factor T * T, and its gradient by the logits (float32)."""
-    leaf = logits.detach().float().requires_grad_(wants_gradient)
-    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-        student = functional.log_softmax(leaf / divergence.temperature, dim=-1)
-        loss = (divergence(student, teacher_log_probs) * weights).sum() * divergence.temperature**2
-        if targets is not None:
-            loss = share * loss + (1 - share) * functional.cross_entropy(leaf, targets, reduction="sum")
-        gradient = torch.autograd.grad(loss, leaf)[0] if wants_gradient else leaf
-    return loss.detach(), gradient
+    """The chunk's three numbers, and the gradient (c, V) of its loss by the logits."""
+    temperature = divergence.temperature
+    logits = logits.to(_precise(logits.dtype))
+    softened = functional.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+    values, gradient = opinion.compare(softened, start, stop, divergence)
+    values = values * temperature**2
+    counts = learned.divergence[start:stop].to(values.dtype)
+    is_compared = counts != 0  # what is not may be infinite
+    loss = (values * counts).where(is_compared, 0.0).sum()
+    gradient.mul_((counts * temperature)[:, None]).masked_fill_(~is_compared[:, None], 0.0)
+    measured = values.where(is_compared, 0.0).sum()
+    if learned.targets is None:
+        return torch.stack([loss, measured, torch.zeros_like(loss)]), gradient
+    log_probs = softened if temperature == 1.0 else functional.log_softmax(logits, dim=-1)
+    targets = learned.targets[start:stop, None]
+    losses = -log_probs.gather(1, targets)[:, 0]
+    if learned.cross_entropy is not None:
+        counts = learned.cross_entropy[start:stop].to(losses.dtype)
+        loss = loss + (losses * counts).sum()
+        gradient.addcmul_(log_probs.exp(), counts[:, None]).scatter_add_(1, targets, -counts[:, None])
+    return torch.stack([loss, measured, losses.sum()]), gradient
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _precise(kind: torch.dtype) -> torch.dtype:
+    return torch.float64 if kind == torch.float64 else torch.float32
 
 
 def _chunks(num_places: int, num_tokens: int, device: torch.device) -> list[tuple[int, int]]:
-    size = max(1, CHUNK_BYTES[device.type] // (4 * num_tokens))
+    most = CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
+    size = max(LEAST_PLACES, most // (4 * num_tokens))
     return [(start, min(start + size, num_places)) for start in range(0, num_places, size)]
-
-
-def _ones(like: Tensor, weights: Tensor | None) -> Tensor:
-    return torch.ones(len(like), device=like.device) if weights is None else weights.float()

@@ -1,7 +1,8 @@
 """A teacher that runs in this process: a checkpoint, or a folder as transformers writes it."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nexa_models.teacher import Teacher, load_teacher, move
 from nexa_models.vocabulary import special_ids_of
 
 BATCH_SIZE = 256
+MOST_SMALL_PARAMETERS = 20_000_000
 MOST_TOKENS = 4096
 """What a folder that names no limit is taken to read."""
 
@@ -68,6 +70,7 @@ class LocalTeacher:
         assert teacher.spec.tokenizer is not None
         self._tokenizer = load_tokenizer(teacher.spec.tokenizer)
         self._stop_ids = stop_ids(teacher.spec)
+        self._is_small = sum(each.numel() for each in teacher.model.parameters()) < MOST_SMALL_PARAMETERS
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[bytes]:
         """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the fields of `Logprobs`.
@@ -89,16 +92,28 @@ class LocalTeacher:
     ) -> list[Written]:
         if room <= 0:
             return [Written() for _ in requests]
-        make_deterministic(None)
-        return write(
-            self._model,
-            prompts,
-            Draw(room, sampling.temperature, sampling.top_p, sampling.logprobs or 0),
-            seeds=[_seed(request) for request in requests],
-            stop_ids=self._stop_ids,
-            padding_id=special_ids_of(self._spec).padding,
-            is_over=self._finder(sampling.stop),
-        )
+        make_deterministic()
+        with self._threads():
+            return write(
+                self._model,
+                prompts,
+                Draw(room, sampling.temperature, sampling.top_p, sampling.logprobs or 0),
+                seeds=[_seed(request) for request in requests],
+                stop_ids=self._stop_ids,
+                padding_id=special_ids_of(self._spec).padding,
+                is_over=self._finder(sampling.stop),
+            )
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One thread for a small model, to which more bring little, and on a busy machine take ten times as long."""
+        before = torch.get_num_threads()
+        if self._is_small:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _finder(self, stops: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
         """Says whether ids spell one of the texts that end an answer."""

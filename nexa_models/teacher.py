@@ -15,7 +15,7 @@ from nexa_models.checkpoint import load_checkpoint
 from nexa_models.lora import load_state
 from nexa_models.spec import ModelSpec
 from nexa_models.table import build_model, load_pretrained
-from nexa_models.vocabulary import special_ids_of
+from nexa_models.vocabulary import special_ids_of, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def load_teacher(path: Path, *, max_tokens: int, kind: str = "pairs") -> Teacher
 
 
 def check_same_tokens(teacher: ModelSpec, student: ModelSpec) -> None:
-    """Raises UserError where an id means different things to the two, so that their distributions can't be compared."""
+    """Raises UserError where an id means different things to the two, so that their distributions can't be compared.
+
+    The teacher may have more ids than the student, beyond those of the tokenizer; these are left out of the comparison.
+    """
     theirs, ours = _vocabulary(teacher), _vocabulary(student)
     if theirs != ours:
         differing = sorted(
@@ -82,6 +85,13 @@ def check_same_tokens(teacher: ModelSpec, student: ModelSpec) -> None:
         raise UserError(
             "The teacher's and the student's tokenizers have the same tokens and cut texts differently (merges, normaliser or "
             "pre-tokenizer). Prepare the student's data with the teacher's tokenizer (filter.tokenizer.path)."
+        )
+    widths = vocabulary_size(teacher), vocabulary_size(student)
+    if widths[0] < widths[1]:
+        raise UserError(
+            f"The teacher's output layer has {widths[0]:,} ids and the student's {widths[1]:,}: it says nothing of the last "
+            f"{widths[1] - widths[0]:,}, which no text has. Cut the student's embedding to {widths[0]:,}, or use "
+            "`loss: {name: sequence}`."
         )
     marks = special_ids_of(teacher), special_ids_of(student)
     if (marks[0].begin, marks[0].end) != (marks[1].begin, marks[1].end):

@@ -45,6 +45,8 @@ class InputReader:
 
 def _without_target(rows: Rows, spec: ModelSpec) -> Rows:
     """The dataset's settings, with nothing asked for that is not known before the prediction."""
+    if isinstance(rows, PairRows) and rows.template is not None:
+        return _own_rows(spec)  # prompts as they were made; the template's text is no part of a package
     if isinstance(rows, PairRows):
         return rows.model_copy(update={"completion": None})
     if isinstance(rows, ChatRows):

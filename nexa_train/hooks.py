@@ -31,19 +31,19 @@ class Tracking:
 
     def __init__(self, tracker: Tracker, *, every_steps: int, progress: Progress):
         self._tracker, self._every, self._progress = tracker, every_steps, progress
-        self._unread: tuple[int, float, Reading] | None = None
+        self._unread: tuple[int, float, tuple[str, ...], Reading] | None = None
 
     def __call__(self, state: State, result: StepResult) -> None:
-        reading = Reading(result.loss, result.gradient_norm)
+        reading = Reading(result.loss, result.gradient_norm, *(each for part in result.parts.values() for each in part))
         self.settle()
-        self._unread = (state.step, result.lr, reading)
+        self._unread = (state.step, result.lr, tuple(result.parts), reading)
 
     def settle(self) -> None:
         """Read the last step; before a checkpoint, which relies on every line up to it, and holds numbers only."""
         if self._unread is None:
             return
-        (step, lr, reading), self._unread = self._unread, None
-        loss, gradient_norm = reading.numbers()
+        (step, lr, names, reading), self._unread = self._unread, None
+        loss, gradient_norm, *sums = reading.numbers()
         for said, value in (("The loss became", loss), ("The gradient's norm became", gradient_norm)):
             if not math.isfinite(value):
                 raise GateError(
@@ -51,7 +51,9 @@ class Tracking:
                     "since. Lower training.optimizer.lr, set training.max_gradient_norm, or look at the data."
                 )
         if step % self._every == 0:
-            self._tracker.log(step, {"loss": loss, "gradient_norm": gradient_norm, "lr": lr})
+            measured = zip(names, sums[::2], sums[1::2], strict=True)
+            parts = {name: total / count for name, total, count in measured if count}
+            self._tracker.log(step, {"loss": loss, **parts, "gradient_norm": gradient_norm, "lr": lr})
             self._progress.update(step, f"loss {loss:.4f}")
 
 

@@ -61,6 +61,8 @@ class Job:
     """The checkpoint of another run to begin at."""
     objective: Objective
     """What a microbatch's loss is."""
+    teachers: tuple[Path, ...]
+    """The files that a teacher, or what is stored of it, was read from."""
     inputs: dict[str, Any]
     """What the run's fingerprint is made of."""
 
@@ -98,9 +100,16 @@ def make_job(
     encoded = encode_training(dataset, spec, world)
     lesson = None
     if config.distillation is not None:
-        encoded = bring_stored(config.distillation, encoded, dataset, layout)
-        is_packing = training.packing is not None or isinstance(encoded, TokenRows)
-        lesson = plan_lesson(config.distillation, spec, layout, device=device, is_sharded=sharded, packed=is_packing)
+        encoded, outputs = bring_stored(config.distillation, encoded, dataset, layout)
+        lesson = plan_lesson(
+            config.distillation,
+            spec,
+            layout,
+            outputs=outputs,
+            device=device,
+            is_sharded=sharded,
+            packed=training.packing is not None or isinstance(encoded, TokenRows),
+        )
     train_data = arrange(encoded, spec, training, num_rows=most_rows)
     validation = encode_split(dataset, "val", spec)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
@@ -146,6 +155,7 @@ def make_job(
         is_sharded=sharded,
         source=source,
         objective=cross_entropy if lesson is None else lesson.objective,
+        teachers=() if lesson is None else lesson.parents,
         inputs=inputs,
     )
 

@@ -40,6 +40,8 @@ class StepResult:
     """Read by the model, padding left out."""
     padding_share: float
     """Of the tokens that this process computed; 0 where rows have none."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """What is measured beside the loss: (2,) of each its sum over some targets, and how many those are."""
 
 
 Hook = Callable[[State, StepResult], None]
@@ -67,7 +69,9 @@ def fit(
         while not should_stop(state) and (step := next(steps, None)) is not None:
             notify(state.step)
             state.model.train()
-            loss = strategy.run(step, _learn(step, feed, autocast, objective))
+            numbers = strategy.run(
+                step, _learn(step, feed, autocast, objective), num_numbers=1 + 2 * len(objective.parts)
+            )
             gradient_norm = strategy.clip(max_gradient_norm)
             rate = lr(state.step)
             for group in state.optimizer.param_groups:
@@ -78,13 +82,14 @@ def fit(
             num_slots = sum(batch.num_slots for batch in step.batches.values())
             num_read = sum(batch.num_tokens for batch in step.batches.values())
             result = StepResult(
-                loss=loss,
+                loss=numbers[0],
                 gradient_norm=gradient_norm,
                 lr=rate,
                 num_rows=step.num_rows,
                 num_targets=step.num_targets,
                 num_tokens=step.num_tokens,
                 padding_share=1 - num_read / num_slots if num_slots else 0.0,
+                parts=dict(zip(objective.parts, numbers[1:].view(len(objective.parts), 2), strict=True)),
             )
             for hook in hooks:
                 hook(state, result)
@@ -97,8 +102,8 @@ def _learn(step: StepData, feed: Feed, autocast: Callable[[], torch.autocast], o
         batch = batch.to(feed.device)
         with autocast():
             summed = objective(model, batch, Moment(feed.plan.seed, step.step, index))
-        loss = summed / max(step.num_targets, 1)
+        loss = summed[0] / max(step.num_targets, 1)
         (loss * weight).backward()
-        return loss.detach()
+        return torch.cat([loss.detach()[None], summed[1:].detach()])
 
     return learn

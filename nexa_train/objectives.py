@@ -20,10 +20,27 @@ class Moment:
 
 
 class Objective(Protocol):
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured beside the loss, each a mean over the targets that it is known of."""
+
     def __call__(self, model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
-        """The loss in nats, summed over the batch's targets; float32. The model's weights are what it is differentiated by."""
+        """(1 + 2 parts,) float32: the loss in nats, summed over the batch's targets, then of each part its sum and its targets.
+
+        Only the loss is differentiated, by the model's weights.
+        """
 
 
-def cross_entropy(model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+@dataclass(frozen=True)
+class CrossEntropy:
     """How unlikely the model finds the targets."""
-    return summed_loss(model(**batch.inputs), batch.targets)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, model: nn.Module, batch: Batch, moment: Moment) -> Tensor:
+        return summed_loss(model(**batch.inputs), batch.targets)[None]
+
+
+cross_entropy = CrossEntropy()

@@ -1,7 +1,6 @@
 """Answers that the student writes itself while it learns; they are a function of its weights and of the moment."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +8,9 @@ from torch import Tensor
 from nexa_core.config.distillation import OnPolicy
 from nexa_models.causal_lm import CausalLm
 from nexa_models.encoding import Batch
+from nexa_models.generation import Draw, write
 from nexa_models.marks import SpecialIds
-from nexa_models.numerics import seed_generators
+from nexa_models.numerics import uncompiled
 from nexa_train.objectives import Moment
 from nexa_train.order import derive_seed
 
@@ -60,27 +60,22 @@ class OwnAnswers:
 
     def _generate(self, model: CausalLm, prompts: list[Tensor], moment: Moment) -> list[Tensor]:
         """The tokens of each answer, its end among them where it came."""
-        longest = max(map(len, prompts))
-        num_new = max(1, min(self.settings.max_new_tokens, self.max_tokens - longest))
-        ids = prompts[0].new_full((len(prompts), longest), self.marks.padding)
-        for number, prompt in enumerate(prompts):
-            ids[number, longest - len(prompt) :] = prompt
-        mask = torch.zeros_like(ids)
-        for number, prompt in enumerate(prompts):
-            mask[number, longest - len(prompt) :] = 1
-        seed_generators(derive_seed(moment.seed, "own answers", moment.step, moment.index), ids.device)
+        room = self.max_tokens - max(map(len, prompts))
+        draw = Draw(max(1, min(self.settings.max_new_tokens, room)), temperature=self.settings.temperature)
+        seeds = [derive_seed(moment.seed, "own answers", moment.step, moment.index, row) for row in range(len(prompts))]
         was_training = model.training
         model.eval()
-        out = model.sample(
-            ids,
-            mask,
-            max_new_tokens=num_new,
-            temperature=self.settings.temperature,
-            end_id=self.marks.end,
-            padding_id=self.marks.padding,
-        )
+        with uncompiled(model.transformer.base_model):  # its shapes are others at each token
+            written = write(
+                model,
+                [prompt.tolist() for prompt in prompts],
+                draw,
+                seeds=seeds,
+                stop_ids=[self.marks.end],
+                padding_id=self.marks.padding,
+            )
         model.train(was_training)
-        return [_up_to(answer, self.marks.end) for answer in out]
+        return [prompt.new_tensor(answer.ids) for prompt, answer in zip(prompts, written, strict=True)]
 
 
 def _prompts(batch: Batch) -> list[Tensor]:
@@ -92,8 +87,3 @@ def _prompts(batch: Batch) -> list[Tensor]:
         row, column = divmod(place, width)
         first[row] = min(first.get(row, column), column)
     return [ids[row, : column + 1] for row, column in sorted(first.items())]
-
-
-def _up_to(answer: Tensor, end: int) -> Tensor:
-    found: Any = (answer == end).nonzero()
-    return answer if not len(found) else answer[: int(found[0]) + 1]

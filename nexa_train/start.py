@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import yaml
 
-from nexa_core import durable
+from nexa_core import digests, durable
 from nexa_core.config import RunConfig
 from nexa_core.config.run import deciding
 from nexa_core.environment import describe_environment
@@ -53,7 +53,7 @@ def begin_run(job: Job, *, now: datetime) -> RunFolder:
     run = create_run(layout, experiment=config.experiment, name=config.name, now=now)
     durable.write_text(run.config, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
     durable.write_json(run.environment, describe_environment(numerics=job.inputs["numerics"]))
-    parents = [layout.relative(job.dataset.manifest_path)]
+    parents = [layout.relative(path) for path in (job.dataset.manifest_path, *job.teachers)]
     if job.source is not None:
         # The run gets a copy, so that it can be continued from there even if it is killed before its own first one.
         step, sharded = open_checkpoint(job.source, tensors=False).step, is_sharded(job.source)
@@ -100,6 +100,8 @@ def shared_facts(job: Job, run: RunFolder | None) -> dict[str, str]:
         facts["threads"] = str(job.inputs["numerics"]["num_threads"])
     if "begun_at" in job.inputs:
         facts["source"] = job.inputs["begun_at"]
+    if "distillation" in job.inputs:
+        facts["teacher"] = digests.of_value(job.inputs["distillation"])
     return facts | {f"pretrained {name}": digest for name, digest in job.inputs.get("pretrained", {}).items()}
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nexa_core.config.data import PairRows, Rows, TextRows
 from nexa_data.chunks import CHUNK_ROWS, Chunk, Converter
 from nexa_data.sources.raw import RawRow
+from nexa_data.templates import PromptTemplate
 
 ROWS: list[Rows] = [
     TextRows(name="text", text="text", label="label"),
@@ -16,7 +17,10 @@ ROWS: list[Rows] = [
     PairRows(name="pairs", prompt="text", completion="label"),
     PairRows(name="pairs", completion="text"),
     PairRows(name="pairs", prompt="text"),
+    PairRows(name="pairs", template="some.j2"),
+    PairRows(name="pairs", template="some.j2", completion="label"),
 ]
+TEMPLATE = PromptTemplate("some.j2", "{% if more %}{{ more }}: {% endif %}{{ text }}")
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=4
@@ -27,7 +31,8 @@ SOURCE = st.fixed_dictionaries({}, optional={"text": TEXTS, "label": TEXTS, "mor
 
 def made_of(rows: Rows, values: list[dict[str, Any]], *, is_json: bool) -> Chunk:
     raw = [(3 * number, RawRow("f", number, row, None, is_json)) for number, row in enumerate(values)]
-    return Converter(rows)(raw)
+    template = TEMPLATE if isinstance(rows, PairRows) and rows.template else None
+    return Converter(rows, template=template)(raw)
 
 
 def facts(chunk: Chunk) -> dict[str, Any]:

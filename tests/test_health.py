@@ -35,7 +35,7 @@ from nexa_train.distributed.health import Check, name_ranks, share_health
 from nexa_train.distributed.node_checks import check_node
 from nexa_train.distributed.store import read_endpoint
 from nexa_train.distributed.world import World
-from scripts.cli import doctor
+from scripts.lab_commands import doctor
 from tests.labs import make_config, write_config
 from tests.ranks import Ranks, free_port
 

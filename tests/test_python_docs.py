@@ -1,5 +1,6 @@
 """The built-in documentation source: what it finds, without running what it reads."""
 
+import builtins
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nexa_data.sources import python_docs
 from nexa_data.sources.python_docs import QUESTIONS, entries_of_source, read_python_docs, row_of
 
 SOURCE = b'''
@@ -104,3 +106,11 @@ def test_another_process_finds_the_same_rows(rows):
     environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "7"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert json.loads(found.stdout) == rows
+
+
+def test_what_a_notebook_replaces_in_its_process_is_found_all_the_same(
+    rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "input", lambda prompt="": prompt)
+    assert list(python_docs._entries.__wrapped__()) == list(python_docs._entries())
+    assert "input" in {row["name"] for row in rows}

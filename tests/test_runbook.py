@@ -143,12 +143,27 @@ def test_troubleshooting(lab: Lab) -> None:
     assert json.loads(seed)["dataset"] == "digits_v1"
 
 
+def test_the_distillation_pipeline(lab: Lab) -> None:
+    quick = (
+        "--override training.max_steps=2 --override evaluation.generation.max_rows=2 --override training.num_threads=1"
+    )
+    lab.succeed("python -m nexa_distill.collect_teacher --max-samples 60")
+    assert "pairs kept" in lab.succeed("python -m nexa_distill.filter_pairs --override filter.val=0.2")
+    out = lab.succeed(f"python -m nexa_train.distill --config nexa_train/configs/baseline.yaml {quick}")
+    assert "exact_match" in out
+    folder = lab.folder / "data" / "processed" / "distillation"
+    for kind, name in (
+        ("teacher_outputs", "teacher_outputs"),
+        ("filtered", "distilled"),
+        ("rejected", "distilled"),
+        ("sft_datasets", "distilled"),
+    ):
+        assert (folder / kind / f"{name}_v1.parquet").is_file()
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        "python -m nexa_train.distill --config nexa_train/configs/baseline.yaml",
-        "python -m nexa_distill.collect_teacher",
-        "python -m nexa_distill.filter_pairs",
         "python scripts/cli.py tune --config configs/default.yaml --max-trials 5",
         "MLFLOW_TRACKING_URI=http://127.0.0.1:1 nexa train",
         "WANDB_API_KEY=0123456789 nexa train",

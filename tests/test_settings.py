@@ -125,6 +125,12 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
             "output": {"name": "teacher_inputs"},
         },
         {
+            "name": "problems",
+            "source": {"name": "word_problems", "parts": ["test"]},
+            "rows": {"name": "pairs", "prompt": "question", "completion": "answer"},
+            "output": {"name": "training"},
+        },
+        {
             "name": "own",
             "source": {"name": "tests.test_settings:make_rows", "parameters": {"count": 20}},
             "rows": {"name": "text", "text": "text", "label": "label"},
@@ -204,6 +210,7 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
             {"name": "check:tests.test_settings:never", "parameters": {}},
             {"name": "math", "reference": "sum"},
             {"name": "reference", "reference": "sum"},
+            {"name": "arithmetic"},
             {"name": "agreement"},
             {"name": "judge", "ask": {**asked, "prices": prices}, "min_score": 1, "max_cost_usd": 1.0},
             {"name": "arithmetic", "require_sums": True, "ends_with_last": True},

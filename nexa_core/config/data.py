@@ -149,13 +149,24 @@ class PairRows(Settings):
 
     name: Literal["pairs"]
     prompt: str | None = None
-    """The column of the prompt; without it each row is a document."""
+    """The column of the prompt; without it and without a template each row is a document."""
+    template: str | None = None
+    """What makes the prompt of several columns: a built-in template such as `explain@1`, or a Jinja file whose name ends in
+    `.j2`, below the laboratory's root or absolute. Another content of it is another dataset."""
     completion: str | None = None
     """The column of the completion; without it (teacher inputs) only prompts are kept."""
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        if self.prompt is None and self.completion is None:
-            yield (), "rows of pairs need `prompt:`, `completion:` or both"
+        if not self.sides:
+            yield (), "rows of pairs need `prompt:` or `template:`, `completion:`, or both sides"
+        if self.prompt is not None and self.template is not None:
+            yield ("template",), f"`prompt:` says that column '{self.prompt}' is the prompt; leave one of the two out"
+
+    @property
+    def sides(self) -> tuple[Literal["prompt", "completion"], ...]:
+        """Those that a row has."""
+        has_prompt = self.prompt is not None or self.template is not None
+        return (*(("prompt",) if has_prompt else ()), *(("completion",) if self.completion is not None else ()))
 
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -321,12 +332,16 @@ class DatasetConfig(Settings):
         return {name: value for name, value in super().resolved().items() if name != "about"}
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        wants_prompts_only = self.rows.name == "pairs" and self.rows.completion is None
+        sides = self.rows.sides if self.rows.name == "pairs" else ()
+        wants_prompts_only = sides == ("prompt",)
         if self.output.name == "teacher_inputs" and not wants_prompts_only:
-            yield ("rows",), "teacher inputs are pairs with a `prompt:` and no `completion:`; the teacher writes it"
+            yield (
+                ("rows",),
+                "teacher inputs are pairs with a `prompt:` or `template:` and no `completion:`; the teacher writes it",
+            )
         if self.output.name != "teacher_inputs" and wants_prompts_only:
             yield ("rows",), "pairs without `completion:` can only become `output: {name: teacher_inputs}`"
-        if self.output.name == "pretrain" and (self.rows.name != "pairs" or self.rows.prompt is not None):
+        if self.output.name == "pretrain" and sides != ("completion",):
             yield ("rows",), "pretrain shards hold documents: `rows: {name: pairs, completion: <column>}`"
         for key in ("quality", "near_duplicates", "decontaminate"):
             if getattr(self, key) and self.rows.name == "features":
@@ -338,7 +353,7 @@ class DatasetConfig(Settings):
         for index, step in enumerate(self.quality):
             if step.of != "all" and self.rows.name not in ("pairs", "chat"):
                 yield ("quality", index, "of"), "only pairs and chats have sides"
-            if step.of != "all" and self.rows.name == "pairs" and getattr(self.rows, step.of) is None:
+            if step.of != "all" and self.rows.name == "pairs" and step.of not in sides:
                 yield ("quality", index, "of"), f"the rows have no {step.of}"
         if self.tokenizer is not None and (self.rows.name == "features" or self.output.name == "teacher_inputs"):
             yield ("tokenizer",), "a tokenizer is for text, pairs or chat that is for training or pretraining"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, Protocol
 
-from nexa_core.config.data import CustomSource, FilesSource
+from nexa_core.config.data import CustomSource, FilesSource, WordProblemsSource
 from nexa_core.config.data import Source as SourceConfig
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
@@ -46,7 +46,11 @@ def open_source(config: SourceConfig, layout: Layout) -> Source:
     if isinstance(config, FilesSource):
         source: Source = found(config, layout)
         return source
-    parameters = config.parameters if isinstance(config, CustomSource) else config.model_dump(exclude={"name"})
+    parameters: dict[str, Any] = {}
+    if isinstance(config, CustomSource):
+        parameters = config.parameters
+    if isinstance(config, WordProblemsSource):
+        parameters = {"parts": config.parts}
     return Generated(config.name, found, parameters, _library(config.name))
 
 

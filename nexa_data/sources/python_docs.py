@@ -7,7 +7,10 @@ import gc
 import hashlib
 import importlib
 import inspect
+import json
 import re
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +35,7 @@ C_MODULES = (
     "time",
     "zlib",
 )
-"""Modules without a Python file; they are imported to be read. Not `sys`, whose hooks other programs replace."""
+"""Modules without a Python file; they are imported to be read, all but `sys`."""
 
 QUESTIONS = (
     "What does {name} do?",
@@ -87,9 +90,8 @@ def _entries() -> tuple[Entry, ...]:
         for module, path in _python_files(Path(sysconfig.get_paths()["stdlib"])):
             for entry in entries_of_source(path.read_bytes(), module):
                 entries.setdefault(entry.name, entry)
-        for module in C_MODULES:
-            for entry in _entries_of_c_module(module):
-                entries.setdefault(entry.name, entry)
+        for entry in _entries_of_c_modules():
+            entries.setdefault(entry.name, entry)
     return tuple(entries.values())
 
 
@@ -158,6 +160,12 @@ def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, *, i
     return f"({arguments}){returns}"
 
 
+def _entries_of_c_modules() -> Iterator[Entry]:
+    """As an interpreter of its own has them: notebooks and debuggers replace functions such as `input` in theirs."""
+    done = subprocess.run([sys.executable, "-I", "-S", __file__], stdout=subprocess.PIPE, check=True)
+    yield from (Entry(*fields) for fields in json.loads(done.stdout))
+
+
 def _entries_of_c_module(module: str) -> Iterator[Entry]:
     prefix = "" if module == "builtins" else f"{module}."
     for name, member in sorted(vars(importlib.import_module(module)).items()):
@@ -188,3 +196,7 @@ def _signature_of_object(member: Any) -> str:
 
 def _is_public(name: str) -> bool:
     return not name.startswith("_")
+
+
+if __name__ == "__main__":  # imports nothing but the standard library, so that any interpreter can run it
+    json.dump([entry for module in C_MODULES for entry in _entries_of_c_module(module)], sys.stdout)

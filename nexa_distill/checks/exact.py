@@ -11,17 +11,18 @@ from nexa_distill.checks.reference import shown
 
 
 def check_exact(settings: ExactCheck, layout: Layout) -> Check:
+    beginning, end, keys = settings.starts_with, settings.ends_with, settings.json_keys
     pattern = None if settings.matches is None else re.compile(settings.matches, re.DOTALL)
 
     def problems(text: str) -> Iterator[tuple[str, str]]:
-        if not text.startswith(settings.starts_with):
-            yield "another beginning", repr(text[: len(settings.starts_with) + 20])
-        if not text.endswith(settings.ends_with):
+        if not text.startswith(beginning):
+            yield "another beginning", repr(text[: len(beginning) + 20])
+        if not text.endswith(end):
             yield "another end", repr(shown(text))
         if pattern is not None and pattern.fullmatch(text) is None:
             yield "another form", repr(shown(text))
-        if settings.json_keys:
-            yield from _json_problems(text, settings.json_keys)
+        if keys:
+            yield from _json_problems(text, keys)
 
     def judge(pair: Pair) -> Verdict:
         found = next(problems(pair.completion.strip()), None)

@@ -16,15 +16,15 @@ from nexa_train.feed import StepData
 
 class Learn(Protocol):
     def __call__(self, model: nn.Module, batch: Batch, index: int, *, weight: float = 1.0) -> Tensor:
-        """Forward and backward of microbatch number `index`, its gradients times `weight`; its part of the step's loss."""
+        """Forward and backward of microbatch number `index`, its gradients times `weight`; its part of the step's numbers."""
 
 
 T = TypeVar("T")
 
 
 class Strategy(Protocol):
-    def run(self, step: StepData, learn: Learn) -> Tensor:
-        """Leave the gradients of the whole step in the weights; returns its loss. All processes agree afterwards."""
+    def run(self, step: StepData, learn: Learn, *, num_numbers: int = 1) -> Tensor:
+        """Leave the gradients of the whole step in the weights; returns its numbers, loss first. All processes agree after it."""
 
     def clip(self, limit: float | None) -> Tensor:
         """Scale the gradients down to a global norm of `limit`; returns the norm before."""
@@ -44,21 +44,21 @@ class Exact:
     weights: Sequence[Tensor]
     group: Group
 
-    def run(self, step: StepData, learn: Learn) -> Tensor:
+    def run(self, step: StepData, learn: Learn, *, num_numbers: int = 1) -> Tensor:
         world, count = self.group.world, step.num_microbatches
 
         def leaf(index: int, onto: list[Tensor] | None) -> list[Tensor]:
             if onto is not None:
                 self._put(onto)  # the backward pass adds to it in place
-            loss = learn(self.model, step.batches[index], index)
+            numbers = learn(self.model, step.batches[index], index)
             gradients = [self._take(weight) for weight in self.weights]
-            return [*gradients, loss if onto is None else onto[-1] + loss]
+            return [*gradients, numbers if onto is None else onto[-1] + numbers]
 
         total = sum_strided(leaf, _add, world.rank, world.size, count)
         stride = world.size
         while stride > 1:
             stride //= 2
-            total = self._add_partners(total, stride, count)
+            total = self._add_partners(total, stride, count, num_numbers)
         assert total is not None
         self._put(total)
         return total[-1]
@@ -77,10 +77,10 @@ class Exact:
         weight.grad = None
         return gradient
 
-    def _add_partners(self, ours: list[Tensor] | None, stride: int, count: int) -> list[Tensor]:
+    def _add_partners(self, ours: list[Tensor] | None, stride: int, count: int, num_numbers: int) -> list[Tensor]:
         """The sum over this process's class modulo `stride`: its own half and its partner's."""
         rank = self.group.world.rank
-        like = ours or [*(torch.zeros_like(weight) for weight in self.weights), self.weights[0].new_zeros(())]
+        like = ours or [*(torch.zeros_like(weight) for weight in self.weights), self.weights[0].new_zeros(num_numbers)]
         theirs = _split(self.group.swap(torch.cat([part.flatten() for part in like]), rank ^ stride), like)
         if ours is None:  # fewer microbatches than processes: the partner's half is the whole
             return theirs
@@ -122,16 +122,16 @@ class Fast:
     expect_reduction: Callable[[bool], None]
     """Says of the next backward pass whether it ends in a reduction."""
 
-    def run(self, step: StepData, learn: Learn) -> Tensor:
-        world, total = self.group.world, torch.zeros((), device=self.weights[0].device)
+    def run(self, step: StepData, learn: Learn, *, num_numbers: int = 1) -> Tensor:
+        world, total = self.group.world, torch.zeros(num_numbers, device=self.weights[0].device)
         passes = [(index, batch, float(world.size)) for index, batch in step.batches.items()]
         if step.filler is not None:  # every process takes part in every collective
             passes.append((0, step.filler, 0.0))
         for index, batch, weight in passes:
             self.expect_reduction(batch is passes[-1][1])
             # The library averages over the processes; the loss is divided by the targets of all of them already.
-            loss = learn(self.model, batch, index, weight=weight)
-            total += loss * (weight / world.size)
+            numbers = learn(self.model, batch, index, weight=weight)
+            total += numbers * (weight / world.size)
         return self.group.sum(total)
 
     def clip(self, limit: float | None) -> Tensor:
