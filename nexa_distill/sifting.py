@@ -6,6 +6,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import xxhash
 
@@ -124,10 +125,24 @@ def read_pairs(path: Path, *, max_rows: int | None) -> Iterator[list[Pair]]:
         yield waiting
 
 
+def open_answers(path: Path) -> parquet.ParquetFile:
+    """The file of a teacher's answers.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        file = parquet.ParquetFile(path, pre_buffer=False)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is no Parquet file, or not a whole one: {error}") from None
+    if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
+        file.close()
+        raise UserError(f"{path} holds no teacher's answers: it lacks {', '.join(missing)}.")
+    return file
+
+
 def _pairs(path: Path) -> Iterator[Pair]:
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
-        if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
-            raise UserError(f"{path} holds no teacher's answers: it lacks {', '.join(missing)}.")
+    with open_answers(path) as file:
         looked_at = [name for name in SCHEMA.names if name not in LOGPROBS]
         for batch in file.iter_batches(BATCH_ROWS, columns=SCHEMA.names):
             logprobs = batch.select(list(LOGPROBS))
