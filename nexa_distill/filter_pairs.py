@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
-
 from nexa_core import digests, durable
 from nexa_core.config.data import LoadedTokenizer
 from nexa_core.config.distill import DistillConfig
@@ -31,7 +29,7 @@ from nexa_distill.funnel import funnel_text
 from nexa_distill.pair_tables import PairTables
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
-from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, read_pairs
+from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, open_answers, read_pairs
 from nexa_llm.prices import as_usd
 
 logger = logging.getLogger(__name__)
@@ -87,6 +85,10 @@ def filter_pairs(
     for source in sources:
         require_file(layout, source, outputs.FOLDER, make=MAKE)
     places = Places(layout, place_of(layout, destination or settings.key, FOLDER))
+    if places.key in [source.key for source in sources]:
+        raise UserError(
+            f"{places.key} is the name of the answers; give the pairs another with filter.name, or with --dst."
+        )
     made_of = _made_of(settings, layout, sources)
     standing = manifests.read_manifest(places.manifest)
     if standing is not None and standing["kind"] != "pairs":
@@ -183,8 +185,12 @@ class Cost:
 
 
 def _num_rows(sources: Sequence[Place], at_most: int | None) -> int:
-    numbers = [parquet.ParquetFile(source.path).metadata.num_rows for source in sources]
-    return sum(number if at_most is None else min(number, at_most) for number in numbers)
+    number = 0
+    for source in sources:
+        with open_answers(source.path) as file:
+            there = file.metadata.num_rows
+        number += there if at_most is None else min(there, at_most)
+    return number
 
 
 def _manifest(

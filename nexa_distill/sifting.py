@@ -6,6 +6,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import xxhash
 
@@ -21,6 +22,7 @@ from nexa_distill.outputs import LOGPROBS, SCHEMA
 from nexa_distill.reviews import Answered, Review
 
 PAIRS_AT_ONCE = 4096
+LOGPROB_BYTES_AT_ONCE = 32 << 20
 BATCH_ROWS = 512
 STATUS, REVIEW, DUPLICATES = "status", "review", "duplicates"
 BY_A_PERSON = Rejection("rejected by a person")
@@ -111,19 +113,36 @@ def read_pairs(path: Path, *, max_rows: int | None) -> Iterator[list[Pair]]:
         UserError: the file is not one of a teacher's answers.
     """
     waiting: list[Pair] = []
+    size_bytes = 0
     for _, group in groupby(islice(_pairs(path), max_rows), key=lambda pair: pair.group):
-        waiting += group
-        if len(waiting) >= PAIRS_AT_ONCE:
+        for pair in group:
+            waiting.append(pair)
+            size_bytes += 0 if pair.logprobs is None else pair.logprobs.nbytes // pair.logprobs.num_rows
+        if len(waiting) >= PAIRS_AT_ONCE or size_bytes >= LOGPROB_BYTES_AT_ONCE:
             yield waiting
-            waiting = []
+            waiting, size_bytes = [], 0
     if waiting:
         yield waiting
 
 
+def open_answers(path: Path) -> parquet.ParquetFile:
+    """The file of a teacher's answers.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        file = parquet.ParquetFile(path, pre_buffer=False)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is no Parquet file, or not a whole one: {error}") from None
+    if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
+        file.close()
+        raise UserError(f"{path} holds no teacher's answers: it lacks {', '.join(missing)}.")
+    return file
+
+
 def _pairs(path: Path) -> Iterator[Pair]:
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
-        if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
-            raise UserError(f"{path} holds no teacher's answers: it lacks {', '.join(missing)}.")
+    with open_answers(path) as file:
         looked_at = [name for name in SCHEMA.names if name not in LOGPROBS]
         for batch in file.iter_batches(BATCH_ROWS, columns=SCHEMA.names):
             logprobs = batch.select(list(LOGPROBS))

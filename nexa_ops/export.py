@@ -123,7 +123,6 @@ def _records(origin: Origin) -> dict[str, bytes]:
         "lineage.json": _json(origin.lineage),
         "metrics.json": origin.run.metrics.read_bytes(),
         "config.yaml": origin.run.config.read_bytes(),
-        "environment.json": origin.run.environment.read_bytes(),
     }
     return {f"{RUN_FOLDER}/{name}": data for name, data in records.items()}
 

@@ -17,5 +17,8 @@ run nexa verify "$(newest_package)"
 run nexa train --config configs/default.yaml --override 'model={"name": "cnn"}' --override name=digits_cnn --override training.epochs=5
 run nexa train --config configs/baseline.yaml --override training.max_steps=60
 
+# A teacher asked, its good answers kept, a student trained, and held against one that had no teacher: about three minutes.
+bash scripts/distill_demo.sh
+
 run nexa leaderboard
 printf '\nruns are in artifacts/runs, packages in artifacts/package, manifests in runs/manifests\n'

@@ -31,7 +31,7 @@ def test_student_and_control_differ_in_what_they_learn_from_alone() -> None:
 def test_no_question_of_the_test_is_learned_by_anyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     layout = Layout(tmp_path)
-    for path in ("configs/distill_data.yaml", "nexa_distill/teacher/data.yaml"):
+    for path in ("configs/data.yaml", "configs/distill_data.yaml", "nexa_distill/teacher/data.yaml"):
         prepare(load_config(Path(path), DataConfig), layout)
     datasets = [
         open_dataset(layout, name, "v1", category=category)
@@ -39,7 +39,7 @@ def test_no_question_of_the_test_is_learned_by_anyone(tmp_path: Path, monkeypatc
             ("problems_test", "training"),
             ("problems_labelled", "training"),
             ("problems_teacher", "training"),
-            ("problems", "distillation"),
+            ("teacher_inputs", "distillation"),
         )
     ]
     prompts = [

@@ -110,6 +110,9 @@ def test_a_column_that_is_missing_is_told(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"row_id": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="holds no teacher's answers: it lacks sample_index"):
         filtered(tmp_path, [], outputs=[str(tmp_path / "x.parquet")])
+    (tmp_path / "x.parquet").write_bytes(b"half")
+    with pytest.raises(UserError, match="is no Parquet file"):
+        filtered(tmp_path, [], outputs=[str(tmp_path / "x.parquet")])
     with pytest.raises(UserError, match="collect_teacher"):
         filtered(tmp_path, [])
 
@@ -151,10 +154,12 @@ def test_scores_and_probabilities_are_carried_along(tmp_path: Path) -> None:
 
 def test_another_kind_of_dataset_is_never_replaced(tmp_path: Path) -> None:
     write_outputs(tmp_path, [row(str(n), f"Answer {n}.") for n in range(20)])
-    config = settings(tmp_path, [], name="teacher_outputs")
-    manifest = tmp_path / "data/processed/distillation/manifests/teacher_outputs_v1.json"
+    with pytest.raises(UserError, match="is the name of the answers"):
+        filter_pairs(settings(tmp_path, []), Layout(tmp_path), destination="teacher_outputs_v1", replace=True)
+    config = settings(tmp_path, [], name="teacher_inputs")
+    manifest = tmp_path / "data/processed/distillation/manifests/teacher_inputs_v1.json"
     manifest.parent.mkdir(parents=True)
-    standing = {"format": "nexa.dataset/1", "name": "teacher_outputs", "version": "v1", "kind": "teacher_outputs"}
+    standing = {"format": "nexa.dataset/1", "name": "teacher_inputs", "version": "v1", "kind": "teacher_inputs"}
     manifest.write_text(json.dumps(standing))
     with pytest.raises(UserError, match=r"another with filter\.name"):
         filter_pairs(config, Layout(tmp_path), replace=True)

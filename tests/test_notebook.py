@@ -85,7 +85,7 @@ def test_it_makes_the_prompts_that_prepare_makes(executed: Any, lab: Path, tmp_p
 def test_it_shows_what_it_promises(executed: Any) -> None:
     said = "\n".join(outputs_of(executed, "text/markdown"))
     assert len(outputs_of(executed, "image/png")) == NUM_PLOTS
-    for words in ("**teacher_inputs_v1** is made", "Template `explain@1`", "collect_teacher --src teacher_inputs_v1"):
+    for words in ("**teacher_inputs_v1** is made", "python -m nexa_distill.collect_teacher"):
         assert words in said
     streams = [
         output.text

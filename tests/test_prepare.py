@@ -554,6 +554,7 @@ def test_the_committed_config_is_prepared_whole(tmp_path):
         "python_docs_v1",
         "python_docs_text_v1",
         "teacher_inputs_v1",
+        "docs_questions_v1",
     ]
-    assert [each.num_rejected for each in prepared] == [0, 0, 0, 0]
+    assert [each.num_rejected for each in prepared] == [0, 0, 0, 0, 0]
     assert not any(each.is_new for each in prepare(committed, Layout(tmp_path)))

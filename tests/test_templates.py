@@ -310,6 +310,6 @@ def test_a_template_is_compiled_once_for_all_rows(tmp_path: Path) -> None:
 
 def test_the_shipped_config_uses_one() -> None:
     shipped = load_config(Path(__file__).parent.parent / "configs" / "data.yaml", DataConfig)
-    (inputs,) = [dataset for dataset in shipped.datasets if dataset.output.name == "teacher_inputs"]
+    (inputs,) = [dataset for dataset in shipped.datasets if dataset.name == "docs_questions"]
     assert isinstance(inputs.rows, PairRows)
     assert inputs.rows.template in BUILT_IN

@@ -113,6 +113,8 @@ class OwnCheck(Settings):
 
 
 Check = MathCheck | ExactCheck | ReferenceCheck | ArithmeticCheck | AgreementCheck | JudgeCheck
+OWN_CHECK = "check:package.module:name"
+"""How the settings name a user's own check."""
 CHECK_NAMES = tuple(get_args(check.model_fields["name"].annotation)[0] for check in get_args(Check))
 
 
@@ -121,7 +123,7 @@ def by_kind(value: Any) -> Any:
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     if name in CHECK_NAMES:
         return name
-    return "own" if isinstance(name, str) and name.startswith("check:") else by_step_name(value)
+    return OWN_CHECK if isinstance(name, str) and name.startswith("check:") else by_step_name(value)
 
 
 FilterStep = Annotated[
@@ -131,7 +133,7 @@ FilterStep = Annotated[
     | Annotated[ArithmeticCheck, Tag("arithmetic")]
     | Annotated[AgreementCheck, Tag("agreement")]
     | Annotated[JudgeCheck, Tag("judge")]
-    | Annotated[OwnCheck, Tag("own")]
+    | Annotated[OwnCheck, Tag(OWN_CHECK)]
     | Annotated[LengthStep, Tag("length")]
     | Annotated[LanguageStep, Tag("language")]
     | Annotated[RepetitionStep, Tag("repetition")]
