@@ -1,6 +1,9 @@
 """A student learns from its teacher: by what loss, on whose texts, and always the same bytes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,24 @@ from nexa_core.config.documents import Document
 from nexa_core.config.load import parse_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_core.runs import RunFolder
+from nexa_core.runs import RunFolder, list_runs
 from nexa_core.trackers import read_json_lines
 from nexa_data import manifests
-from nexa_data.datasets import open_dataset
+from nexa_data.datasets import find_dataset, open_dataset
 from nexa_data.rows import SCHEMAS
 from nexa_distill.outputs import SCHEMA
 from nexa_models.checkpoint import load_checkpoint
 from nexa_models.divergences import Divergence
-from nexa_models.encoding import Sequences, encode
+from nexa_models.encoding import PackedRows, Sequences, encode
 from nexa_models.marks import SpecialIds
+from nexa_models.table import build_model
 from nexa_models.teacher import load_teacher
 from nexa_ops.preflight import examine
 from nexa_train.distilling import FromTeacher
 from nexa_train.objectives import Moment
 from nexa_train.own_answers import OwnAnswers
 from nexa_train.train import run
-from tests.labs import MODELS, make_config, make_lab
+from tests.labs import MODELS, make_config, make_lab, write_config
 
 SMALL = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_tokens": 32, "dropout": 0.0}
 MOMENT = Moment(seed=0, step=0, index=0)
@@ -126,11 +130,56 @@ def test_a_weight_of_nought_is_cross_entropy(taught: tuple[Layout, Path]) -> Non
     assert losses(alone.run) == losses(without.run)
 
 
-def test_packing_does_not_change_what_is_learned_from(taught: tuple[Layout, Path]) -> None:
+def test_packed_rows_have_the_losses_that_they_have_alone(taught: tuple[Layout, Path]) -> None:
+    layout, path = taught
+    teacher = load_teacher(path, max_tokens=32)
+    rows = encode(open_dataset(layout, "pairs", "v1").read_split("train"), teacher.spec)
+    assert isinstance(rows, Sequences)
+    packs = PackedRows.of(rows, 32)
+    model = build_model(teacher.spec, seed=3)
+    objective = FromTeacher(teacher, Divergence("forward_kl", temperature=2.0), 0.5, None, takes_states=True)
+    alone, packed = (objective(model, each.batch(np.arange(len(each))), MOMENT).tolist() for each in (rows, packs))
+    assert len(packs) < len(rows) / 1.2
+    assert packed == pytest.approx(alone, rel=1e-4)
+
+
+def test_an_output_layer_with_an_adapter_is_learned_through(taught: tuple[Layout, Path]) -> None:
+    """The adapter's weights are beside the layer's own, so that they can't be had from those."""
+    layout, path = taught
+    teacher = load_teacher(path, max_tokens=32)
+    batch = encode(open_dataset(layout, "pairs", "v1").read_split("train"), teacher.spec).batch(np.arange(16))
+    model = build_model(teacher.spec, seed=3)
+    transformer: Any = model.transformer
+    transformer.set_output_embeddings(Twice(transformer.get_output_embeddings()))
+    found = [
+        FromTeacher(teacher, Divergence("jsd"), 0.5, None, takes_states=takes_states)(model, batch, MOMENT).tolist()
+        for takes_states in (True, False)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+class Twice(torch.nn.Linear):
+    """As an adapter does, it has the layer's weight and gives something else."""
+
+    def __init__(self, layer: torch.nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        self.weight = layer.weight
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(states)
+
+
+def test_what_is_learned_from_is_told_at_each_step(taught: tuple[Layout, Path]) -> None:
     layout, teacher = taught
-    loss = {"name": "forward_kl", "weight": 0.5}
-    packed = run(student(teacher, loss, training={"max_steps": 4, "packing": {}, "batch_size": 16}), layout=layout)
-    assert losses(packed.run)[-1] < losses(packed.run)[0]
+    found = run(student(teacher, {"name": "forward_kl", "weight": 0.25}), layout=layout).run
+    for line in read_json_lines(found.step_metrics):
+        if "loss" in line:
+            parts = 0.25 * line["divergence"] + 0.75 * line["cross_entropy"]
+            assert line["loss"] == pytest.approx(parts, rel=1e-5)
+    own = run(
+        student(teacher, {"name": "forward_kl"}, distillation=on_policy(share=1.0)), layout=layout
+    ).run  # which has no answers to be compared with
+    assert all("cross_entropy" not in line for line in read_json_lines(own.step_metrics))
 
 
 # Whose teacher.
@@ -158,6 +207,7 @@ def test_the_teacher_is_a_part_of_the_runs_fingerprint(taught: tuple[Layout, Pat
     lineage = [json.loads(each.run.lineage.read_text()) for each in (first, again)]
     assert lineage[0]["fingerprint"] == lineage[1]["fingerprint"]
     assert lineage[0]["inputs"]["distillation"]["teacher"] == digests.of_file(moved)
+    assert layout.relative(teacher) in lineage[0]["parents"]
 
 
 # On whose texts.
@@ -206,14 +256,51 @@ def test_a_resumed_run_writes_the_same_answers(taught: tuple[Layout, Path]) -> N
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_two_processes_give_the_same_bytes(taught: tuple[Layout, Path]) -> None:
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_more_processes_give_the_same_bytes(taught: tuple[Layout, Path], size: int) -> None:
     layout, teacher = taught
     more: dict[str, Any] = {"distillation": on_policy(), "training": {"max_steps": 3}}
     alone = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
-    more["training"]["distributed"] = {"world_size": 2}
-    both = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
-    checkpoints = [layout.absolute(each.manifest["checkpoint"]).read_bytes() for each in (alone, both)]
+    more["training"]["distributed"] = {"world_size": size}
+    shared = run(student(teacher, {"name": "jsd"}, **more), layout=layout)
+    checkpoints = [layout.absolute(each.manifest["checkpoint"]).read_bytes() for each in (alone, shared)]
     assert checkpoints[0] == checkpoints[1]
+
+
+def test_the_command_goes_on_after_a_kill_as_if_there_had_been_none(
+    taught: tuple[Layout, Path], tmp_path: Path
+) -> None:
+    layout, teacher = taught
+    training = {"epochs": 6, "checkpoints": {"every_steps": 2}}
+    config = student(teacher, {"name": "skew_kl"}, distillation=on_policy(), training=training)
+    path = write_config(tmp_path / "student.yaml", config.model_copy(update={"experiment": "killed"}))
+    command = [sys.executable, "-m", "nexa_train.distill", "--config", str(path), "--resume"]
+    environment = {**os.environ, "NEXA_ROOT": str(layout.root)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 2/6" in line:
+            break
+    process.kill()
+    process.communicate()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "continuing at step" in done.stderr
+    (killed,) = list_runs(layout, experiment="killed")
+    whole = run(config, layout=layout)
+    one, other = (weights(each.checkpoints / "checkpoint_epoch5.pt") for each in (killed, whole.run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_json_lines(killed.step_metrics) == read_json_lines(whole.run.step_metrics)
+
+
+def test_in_bfloat16_the_student_learns_much_the_same(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    more = {"distillation": on_policy(share=0.01), "training": {"max_steps": 6}}
+    found = []
+    for precision in ("float32", "bfloat16"):
+        more["training"] = {"max_steps": 6, "precision": precision}
+        found.append(losses(run(student(teacher, {"name": "jsd"}, **more), layout=layout).run))
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 # What is stored of a teacher.
@@ -279,6 +366,10 @@ def test_everything_stored_is_as_good_as_the_teacher(taught: tuple[Layout, Path]
     stored = run(student(None, loss, data=LEARN, distillation={"stored": "stored_v1"}), layout=layout)
     live = run(student(teacher, loss, data=LEARN), layout=layout)
     assert losses(stored.run) == pytest.approx(losses(live.run), rel=1e-3)
+    lineage = json.loads(stored.run.lineage.read_text())
+    outputs = find_dataset(layout, "stored_v1")
+    assert lineage["inputs"]["distillation"]["stored"] == outputs.fingerprint
+    assert layout.relative(outputs.manifest_path) in lineage["parents"]
 
 
 def test_the_likeliest_tokens_are_enough_to_learn_from(taught: tuple[Layout, Path]) -> None:

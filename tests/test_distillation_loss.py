@@ -224,7 +224,7 @@ def test_the_likeliest_tokens_with_the_rest_as_one_outcome() -> None:
 def test_places_with_fewer_stored_tokens_and_lost_tails(name: Any) -> None:
     """A place with one stored token is as if it stood alone, whatever fills it up; a tail rounded away is no infinity."""
     student = logits(8)[:4].float().requires_grad_()
-    top_ids = torch.tensor([[0, 2, -1], [0, -1, -1], [4, 5, 6], [-1, -1, -1]])
+    top_ids = torch.tensor([[3, 2, -1], [0, -1, -1], [4, 5, 6], [-1, -1, -1]])
     top_logprobs = torch.tensor([[-0.5, -1.5, 0.0], [-1e-9, 0.0, 0.0], [-1.0, -1.2, -1.4], [0.0, 0.0, 0.0]])
     tail = torch.tensor([0.17, 0.0, 0.08, 1.0])
     divergence = Divergence(name)
