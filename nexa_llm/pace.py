@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 Clock = Callable[[], float]
 
-SHARE_THAT_IS_OVERLOAD = 0.05
-"""Of a round's requests, those that the server was too busy for; fewer are what a shared server does now and then."""
+SHARE_THAT_IS_OVERLOAD, SHARE_THAT_IS_USUAL = 0.10, 0.05
+"""Of a round's requests, those that the server was too busy for; few are what a shared server does now and then."""
+SHORTEST_ROUND = 20
 DOWN, UP_SHARE = 0.5, 1 / 16
 
 
@@ -33,8 +34,9 @@ class RateLimit:
 class Gate:
     """Lets as many requests out at once as the server bears: additive increase, multiplicative decrease.
 
-    A round is as many outcomes as may be under way at once. When a twentieth of them met an overloaded server, half as many
-    may be under way; after a round without any, a sixteenth of the most more. Source: Chiu and Jain 1989, for the rule.
+    A round is as many outcomes as may be under way at once. When more than a tenth of them met an overloaded server, half as
+    many may be under way; after a round with at most half that share, a sixteenth of the most more. Source: Chiu and Jain
+    1989, for the rule.
     """
 
     def __init__(self, most: int, clock: Clock):
@@ -61,10 +63,10 @@ class Gate:
         self.num_under_way -= 1
         self._outcomes += 1
         self._overloads += overloaded
-        if self._outcomes >= self.limit:
+        if self._outcomes >= max(self.limit, SHORTEST_ROUND):
             if self._overloads > SHARE_THAT_IS_OVERLOAD * self._outcomes:
                 self.limit = max(1, int(self.limit * DOWN))
-            elif not self._overloads:
+            elif self._overloads <= SHARE_THAT_IS_USUAL * self._outcomes:
                 self.limit = min(self.most, self.limit + max(1, int(self.most * UP_SHARE)))
             self._outcomes = self._overloads = 0
         for _ in range(min(len(self._waiting), max(0, self.limit - self.num_under_way))):

@@ -180,7 +180,10 @@ def test_fewer_go_out_while_the_server_is_overloaded_and_more_again_after() -> N
     assert gate.limit == 36
     for number in range(36):
         outcome(gate, overloaded=number == 0)  # what a shared server does now and then
-    assert gate.limit == 36
+    assert gate.limit == 40
+    for number in range(40):
+        outcome(gate, overloaded=number < 3)
+    assert gate.limit == 40
 
 
 def test_the_gate_lets_no_more_out_than_its_limit() -> None:
