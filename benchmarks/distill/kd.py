@@ -1,6 +1,6 @@
 """How fast a student learns from a live teacher, here and in TRL's GKDTrainer: the same weights, the same rows, equal losses.
 
-    python -m benchmarks.distill.kd --peers benchmarks/.peers-distill/bin/python
+    python -m benchmarks.distill.kd --peers benchmarks/.peers-kd/bin/python
 
 Both begin with the same random Llama, read the same microbatches in the same order and take the generalised
 Jensen-Shannon divergence (beta 0.5) from the same random teacher as their loss. Each contestant is a process of its own, in
