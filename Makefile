@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill bench-kd clean
 
 setup: $(STAMP)
 
@@ -75,5 +75,12 @@ bench-distill: $(STAMP)
 	$(PEERS_DISTILL)/bin/python -m pip install --quiet -r benchmarks/distill/requirements.txt
 	$(BIN)/python -m benchmarks.distill.compare --peers $(PEERS_DISTILL)/bin/python
 
+PEERS_KD := benchmarks/.peers-kd
+bench-kd: $(STAMP)
+	test -x $(PEERS_KD)/bin/python || $(PYTHON) -m venv $(PEERS_KD)
+	$(PEERS_KD)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS_KD)/bin/python -m pip install --quiet -r benchmarks/distill/requirements_kd.txt
+	$(BIN)/python -m benchmarks.distill.kd --peers $(PEERS_KD)/bin/python
+
 clean:
-	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(PEERS_KD) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
