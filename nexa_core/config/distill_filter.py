@@ -1,6 +1,5 @@
 """Settings of filtering a teacher's answers, and of asking again for those that were rejected."""
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +19,7 @@ from nexa_core.config.quality import (
     RepetitionStep,
     SymbolsStep,
     by_step_name,
+    not_a_pattern,
 )
 
 
@@ -53,11 +53,7 @@ class ExactCheck(Settings):
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.matches is None and not (self.starts_with or self.ends_with or self.json_keys):
             yield (), "it checks nothing: set `matches:`, `starts_with:`, `ends_with:` or `json_keys:`"
-        if self.matches is not None:
-            try:
-                re.compile(self.matches)
-            except re.error as error:
-                yield ("matches",), f"not a regular expression: {error}"
+        yield from not_a_pattern("matches", self.matches)
 
 
 class ReferenceCheck(Settings):

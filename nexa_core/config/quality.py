@@ -16,6 +16,14 @@ PrivateKind = Literal["email", "ip_address", "phone", "card", "iban", "secret"]
 PRIVATE_KINDS: tuple[PrivateKind, ...] = get_args(PrivateKind)
 
 
+def not_a_pattern(key: str, pattern: str | None) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The conflict of a setting that has to be a regular expression, and is none."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        yield (key,), f"not a regular expression: {error}"
+
+
 class StepSettings(Settings):
     """What every step has."""
 
@@ -130,11 +138,7 @@ class FormatStep(StepSettings):
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.matches is None and not self.is_json:
             yield (), "it checks nothing: set `matches:` or `is_json: true`"
-        if self.matches is not None:
-            try:
-                re.compile(self.matches)
-            except re.error as error:
-                yield ("matches",), f"not a regular expression: {error}"
+        yield from not_a_pattern("matches", self.matches)
 
 
 class PrivateStep(StepSettings):

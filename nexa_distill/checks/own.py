@@ -18,7 +18,7 @@ def check_own(settings: OwnCheck) -> Check:
     def judge(pair: Pair) -> Verdict:
         try:
             said = function(pair.prompt, pair.completion, pair.extra, **settings.parameters)
-        except Exception as error:
+        except Exception as error:  # whatever a user's function raises, the row it was given is what has to be seen
             raise UserError(f"{settings.name} failed at row {pair.group}: {type(error).__name__}: {error}") from error
         if said is not None and not isinstance(said, str):
             raise UserError(
