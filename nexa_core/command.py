@@ -4,10 +4,12 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from nexa_core.errors import NexaError
@@ -31,6 +33,8 @@ def run_to_exit(work: Callable[[], None]) -> None:
     from nexa_core.environment import load_env_files  # what --help does not need is not imported for it
 
     log_to_stderr()
+    if "RANK" in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt_once)
     threading.excepthook = lambda failed: logger.warning("a background writer failed: %s", failed.exc_value)
     load_env_files(Path("."), os.environ)
     try:
@@ -47,6 +51,12 @@ def run_to_exit(work: Callable[[], None]) -> None:
             raise
         what = f"cannot write {error.filename or 'a file'}: {error.strerror}"
         fail(f"{what}. Files written before are whole; mend it and run the same command again.", 1)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C in one of several processes: it may come from the terminal and again from the launcher, in the midst of ending."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def fail(message: str, exit_code: int) -> None:

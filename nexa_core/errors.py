@@ -31,6 +31,12 @@ class Preempted(NexaError):
     exit_code = 143
 
 
+class Interrupted(Preempted):
+    """Likewise, by Ctrl-C (SIGINT)."""
+
+    exit_code = 130
+
+
 def not_built_yet(what: str, instead: str) -> UserError:
     """The refusal of a command that the runbook names and this version does not have."""
     return UserError(f"{what} is not part of this version. {instead}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nexa_core.command import fail, run_to_exit
 from nexa_core.config import RunConfig, load_config
-from nexa_core.endings import raise_when_told
+from nexa_core.endings import HANDLED_SIGNALS, Interrupts, raise_when_told
 from nexa_core.errors import NodeError
 from nexa_core.paths import Layout
 from nexa_ops.nodes import Node, read_node
@@ -51,6 +51,7 @@ def torchrun_arguments(node: Node) -> list[str]:
         f"--nnodes={node.num_nodes}",
         f"--nproc-per-node={node.num_processes}",
         f"--shutdown-timeout={SHUTDOWN_SECONDS}",
+        f"--signals-to-handle={HANDLED_SIGNALS}",
     ]
     if node.is_alone and node.master_port is None:
         return [*common, "--standalone"]
@@ -79,7 +80,8 @@ def run_torchrun(arguments: Sequence[str], node: Node) -> None:
     from torch.distributed.run import main as torchrun
 
     try:
-        torchrun(list(arguments))
+        with Interrupts():
+            torchrun(list(arguments))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

@@ -2,23 +2,18 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nexa_core.config.training import EarlyStopping
 from nexa_core.cost import CostMeter
-from nexa_core.errors import GateError, Preempted
+from nexa_core.errors import GateError
 from nexa_core.progress import Progress
 from nexa_core.trackers import Tracker
-from nexa_train.distributed.group import Group, Pending
-from nexa_train.loop import Hook, State, StepResult
+from nexa_train.loop import State, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -128,58 +123,6 @@ def rates_as_text(rates: dict[str, float]) -> str:
     if "model_flops_utilisation" in rates:
         parts.append(f"model FLOPs utilisation {rates['model_flops_utilisation']:.1%}")
     return f"throughput: {', '.join(parts)}"
-
-
-class Preemption:
-    """Ends a run whose process was told to (SIGTERM): the step is finished, the state saved, the exit code 143.
-
-    The processes ask each other, so that all of them stop after the same step. Being told again changes nothing.
-    """
-
-    def __init__(self, group: Group):
-        self._group = group
-        self._told = False
-        self._asked: Pending | None = None
-        self._before: Any = None
-
-    def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._remember)
-        return self
-
-    def obey(self, save: Callable[[State], None]) -> Hook:
-        """A hook that ends the run, saved by `save`, after the step in which a process was told to."""
-
-        def stop_when_told(state: State, result: StepResult) -> None:
-            if self._is_told():
-                save(state)
-                raise Preempted(
-                    f"told to end: step {state.step} is finished and saved; "
-                    "the same command with --resume continues there"
-                )
-
-        return stop_when_told
-
-    def _is_told(self) -> bool:
-        """Whether this step is the last."""
-        if self._group.world.is_alone:
-            return self._told
-        if self._asked is not None and self._asked.wait():  # the answer to the last step's question is there by now
-            self._asked = None
-            return True
-        self._asked = self._group.begin_any(self._told)
-        return False
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._asked is not None and error is None:
-            self._asked.wait()
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(error, Preempted) else self._before)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._told = True  # and no word: the signal may have come in the middle of one
 
 
 def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:

@@ -13,7 +13,7 @@ import torch
 from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
-from nexa_core.errors import GateError, NodeError, Preempted, UserError
+from nexa_core.errors import GateError, Interrupted, NodeError, Preempted, UserError
 from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
@@ -29,11 +29,12 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result, release
-from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop, rates_as_text
+from nexa_train.hooks import Throughput, Tracking, early_stop, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
+from nexa_train.preemption import Preemption
 from nexa_train.room import room_needed
 from nexa_train.saving import Writer
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state, shared_facts
@@ -69,7 +70,7 @@ def run(
         UserError: the config does not fit the data, the machine, or the run or checkpoint to continue.
         GateError: the loss became NaN or infinite.
         NodeError: a machine or process cannot take part, or was lost.
-        Preempted: the process was told to end, and has saved.
+        Preempted: the process was told to end, and has saved; Interrupted where it was by Ctrl-C.
     """
     world = read_world(os.environ)
     asked = config.training.distributed.world_size
@@ -94,6 +95,8 @@ def run(
         return _run_here(config, world, layout, config_path, resume, resume_from, now)
     except (GateError, Preempted) as error:  # all processes end so; the main one says why
         raise type(error)("") from None
+    except KeyboardInterrupt:
+        raise Interrupted("") from None
 
 
 def _run_here(
@@ -249,6 +252,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
         rates = throughput.report()  # before the last checkpoint is waited for
         with heartbeat.phase("writing the last checkpoint"):
             writer.wait()
+        preemption.obey_last(state)
     meter.note_rates(rates)
     if world.is_main:
         logger.info("%s", rates_as_text(rates))

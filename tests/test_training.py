@@ -27,8 +27,9 @@ from nexa_core.trackers import Trackers, read_json_lines
 from nexa_data.datasets import open_dataset
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_train import milestones
-from nexa_train.hooks import Preemption, Tracking
+from nexa_train.hooks import Tracking
 from nexa_train.loop import State, StepResult
+from nexa_train.preemption import Preemption
 from nexa_train.saving import Writer
 from nexa_train.train import run
 from tests.labs import DATASETS, MODELS, make_config, write_config
@@ -433,7 +434,7 @@ def test_a_run_told_to_end_that_cannot_save_does_not_say_that_it_has(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(milestones, "save_checkpoint", fail)
-    monkeypatch.setattr(Preemption, "_is_told", lambda self: True)
+    monkeypatch.setattr(Preemption, "_asked_before", lambda self: 1)
     with pytest.raises(OSError, match="No space left"):
         run(make_config("mlp"), layout=lab)
 

@@ -76,8 +76,8 @@ class Group:
         if problems := [f"{name}: {problem}" for name, problem in said if problem]:
             raise NodeError("\n".join(problems))
 
-    def begin_any(self, flag: bool) -> "Pending":
-        """Begin to ask whether the flag is set anywhere."""
+    def begin_any(self, flag: int) -> "Pending":
+        """Begin to ask whether the flag is set anywhere; of numbers, which is the highest."""
         if self.world.is_alone:
             return Pending(flag, None)
         raised = torch.tensor(int(flag), dtype=torch.int32)
@@ -95,10 +95,10 @@ class Pending:
     value: Any
     request: Any
 
-    def wait(self) -> bool:
+    def wait(self) -> int:
         if self.request is not None:
             self.request.wait()
-        return bool(self.value)
+        return int(self.value)
 
 
 @contextlib.contextmanager

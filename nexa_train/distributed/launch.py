@@ -12,7 +12,7 @@ from typing import Any
 
 from nexa_core import durable
 from nexa_core.config import RunConfig
-from nexa_core.endings import ENDINGS, raise_when_told
+from nexa_core.endings import ENDINGS, HANDLED_SIGNALS, Interrupts, raise_when_told
 from nexa_core.errors import NexaError, NodeError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
@@ -20,7 +20,6 @@ from nexa_core.runs import RunFolder
 WORKER = "nexa_train.distributed.worker"
 # A worker that is told to end finishes its step and saves; then it has had its time.
 SECONDS_TO_END = 120
-HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch(
@@ -54,9 +53,8 @@ def _run_workers(count: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # what went wrong is said once, by the worker
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is said once, by the worker
     threads = str(max(1, (os.cpu_count() or 1) // count))
     os.environ.setdefault(
         "OMP_NUM_THREADS", threads
@@ -71,11 +69,13 @@ def _run_workers(count: int, arguments: list[str]) -> None:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=SECONDS_TO_END,
+        signals_to_handle=HANDLED_SIGNALS,
     )
     # Torch elastic takes these signals over and keeps them: whoever called gets its own handlers back.
-    handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_SIGNALS.split(","))}
     try:
-        elastic_launch(settings, sys.executable)("-m", WORKER, *arguments)
+        with Interrupts():
+            elastic_launch(settings, sys.executable)("-m", WORKER, *arguments)
     except ChildFailedError as error:
         raise _ending(error) from None
     except SignalException as error:

@@ -1,0 +1,159 @@
+"""Ctrl-C in training: once finishes the step and saves, twice stops at once; both leave a run that goes on and say so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from nexa_core.config import RunConfig
+from nexa_core.paths import Layout
+from nexa_train.train import run
+from tests.labs import make_config, write_config
+from tests.test_training import files_of
+
+AT_ONCE_SECONDS = 5.0
+"""For a process to be gone, on a busy machine; the step that it was in takes minutes."""
+
+
+class Train:
+    """`nexa train` as a shell starts it: in a process group of its own, which is what a terminal sends Ctrl-C to."""
+
+    def __init__(self, lab: Layout, config: RunConfig):
+        path = write_config(lab.root / "run.yaml", config)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "scripts.cli", "train", "--config", str(path)],
+            env={**os.environ, "NEXA_ROOT": str(lab.root)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.said = ""
+
+    def wait_for(self, words: str) -> None:
+        stderr: IO[str] | None = self.process.stderr
+        assert stderr is not None
+        for line in stderr:
+            self.said += line
+            if words in line:
+                return
+        raise AssertionError(f"it never said {words!r}:\n{self.said}")
+
+    def interrupt(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and last line."""
+        _, rest = self.process.communicate(timeout=120)
+        self.said += rest
+        assert "Traceback" not in self.said
+        return self.process.returncode, self.said.splitlines()[-1]
+
+
+@pytest.fixture
+def train(lab: Layout) -> Iterator[list[Train]]:
+    started: list[Train] = []
+    yield started
+    for each in started:
+        each.process.kill()
+
+
+def long_config(world_size: int) -> RunConfig:
+    return make_config("mlp", training={"epochs": 2000, "distributed": {"world_size": world_size}})
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it_and_the_run_goes_on_to_the_same_bytes(lab: Layout) -> None:
+    slowed = {"epochs": 12, "checkpoints": {"every_steps": 1}}
+    config = make_config("mlp", training=slowed)
+    train = Train(lab, config)
+    train.wait_for("epoch 1/12")
+    train.interrupt()
+    code, last_line = train.end()
+    assert code == 130, train.said
+    assert "Ctrl-C again stops at once" in train.said
+    assert last_line.startswith("error: interrupted: step ")
+    assert last_line.endswith("is finished and saved; the same command with --resume continues there")
+    resumed = run(config, layout=lab, resume=True)
+    assert len(list((lab.runs / "test").glob("mlp_*"))) == 1
+    uninterrupted = run(config, layout=Layout(_other_lab(lab)))
+    assert files_of(resumed.run.path) == files_of(uninterrupted.run.path)
+
+
+def test_ctrl_c_twice_stops_at_once_even_in_the_middle_of_a_native_call(lab: Layout) -> None:
+    training = {"checkpoints": {"every_steps": 1}}
+    train = Train(lab, make_config("mlp", model={"name": "tests.slow_model:make_model"}, training=training))
+    _wait_until(lambda: any(lab.runs.glob("*/*/checkpoints/checkpoint_step2.pt")))
+    train.interrupt()
+    train.wait_for("Ctrl-C again stops at once")
+    began = time.monotonic()
+    train.interrupt()
+    code, last_line = train.end()
+    assert time.monotonic() - began < AT_ONCE_SECONDS
+    assert (code, last_line) == (130, "error: stopped at once; the same command with --resume continues from the newest checkpoint")
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_how_to_go_on(lab: Layout) -> None:
+    train = Train(lab, long_config(1))
+    train.wait_for("run mlp_")
+    train.interrupt()
+    code, last_line = train.end()
+    assert code == 130
+    assert "with --resume" in last_line
+
+
+@pytest.mark.parametrize("to", ["group", "everyone"])
+def test_ctrl_c_ends_all_processes_after_the_same_step(lab: Layout, to: str) -> None:
+    """Workers are in sessions of their own; a launcher that keeps them in its own has them get it from the terminal as well."""
+    train = Train(lab, long_config(2))
+    train.wait_for("epoch 3/2000")
+    if to == "everyone":
+        for worker in _workers_of(train.process.pid):
+            os.kill(worker, signal.SIGINT)
+    train.interrupt()
+    code, last_line = train.end()
+    assert code == 130, train.said
+    assert last_line == "error: interrupted, and so were this node's workers; the same command with --resume continues"
+    assert train.said.count("is finished and saved; the same command with --resume continues there") == 1
+
+
+def test_ctrl_c_twice_kills_the_processes(lab: Layout) -> None:
+    train = Train(lab, long_config(2))
+    train.wait_for("epoch 3/2000")
+    workers = _workers_of(train.process.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)  # so that none can save
+    train.interrupt()
+    train.wait_for("Ctrl-C again stops at once")
+    began = time.monotonic()
+    train.interrupt()
+    code, last_line = train.end()
+    assert time.monotonic() - began < AT_ONCE_SECONDS
+    assert (code, last_line) == (130, "error: stopped at once; the same command with --resume continues from the newest checkpoint")
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+def _other_lab(lab: Layout) -> Path:
+    import shutil
+
+    other = lab.root.parent / "other"
+    shutil.copytree(lab.processed, other / "data" / "processed")
+    return other
+
+
+def _workers_of(launcher: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True, check=True)
+    assert len(found.stdout.split()) == 2
+    return [int(worker) for worker in found.stdout.split()]
+
+
+def _wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
