@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_core.errors import Stopped, NexaError
+from nexa_core.errors import NexaError, Stopped
 from nexa_core.logs import log_to_stderr
 from nexa_core.lookup import look_up
 

@@ -24,7 +24,7 @@ from scripts import (
 class Commands(TyperGroup):
     """Passes Ctrl-C on as an error with words; the library would end the process without one."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
