@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nexa_core.errors import NexaError
+from nexa_core.errors import NexaError, Stopped
 from nexa_core.logs import log_to_stderr
 from nexa_core.lookup import look_up
 
@@ -42,7 +42,7 @@ def run_to_exit(work: Callable[[], None]) -> None:
     except NexaError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted; a training run continues from its newest checkpoint with --resume", 130)
+        fail(str(Stopped()), Stopped.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

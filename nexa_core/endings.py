@@ -25,7 +25,9 @@ STOPPED_AT_ONCE = "stopped at once; the same command with --resume continues fro
 class Interrupts:
     """What Ctrl-C does to a launcher: the first is passed on to the workers, which save, and the second kills them."""
 
-    def __init__(self) -> None:
+    def __init__(self, passed_on: type[Exception]) -> None:
+        """`passed_on` is torch elastic's SignalException."""
+        self._passed_on = passed_on
         self._count = 0
         self._before: Any = None
 
@@ -46,9 +48,7 @@ class Interrupts:
         self._count += 1
         if self._count == 1:
             os.write(2, b"interrupted: the processes finish their step and save it; Ctrl-C again stops at once\n")
-            from torch.distributed.elastic.multiprocessing import SignalException  # loaded already, by what is launched
-
-            raise SignalException("Ctrl-C", sigval=signal.SIGINT)
+            raise self._passed_on("Ctrl-C", signal.SIGINT)
         workers = _workers(_frames_around(frame))
         if not workers:
             raise KeyboardInterrupt

@@ -37,6 +37,15 @@ class Interrupted(Preempted):
     exit_code = 130
 
 
+class Stopped(NexaError):
+    """Ctrl-C: the command stopped where it was."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "interrupted; a training run continues from its newest checkpoint with --resume"):
+        super().__init__(message)
+
+
 def not_built_yet(what: str, instead: str) -> UserError:
     """The refusal of a command that the runbook names and this version does not have."""
     return UserError(f"{what} is not part of this version. {instead}")

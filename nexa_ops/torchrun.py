@@ -80,7 +80,7 @@ def run_torchrun(arguments: Sequence[str], node: Node) -> None:
     from torch.distributed.run import main as torchrun
 
     try:
-        with Interrupts():
+        with Interrupts(SignalException):
             torchrun(list(arguments))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

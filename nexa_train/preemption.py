@@ -52,14 +52,14 @@ class Preemption:
         def stop_when_told(state: State, result: StepResult) -> None:
             if told := self._asked_before():
                 save(state)
-                raise _ending(told, state)
+                raise self._ending(told, state)
 
         return stop_when_told
 
     def obey_last(self, state: State) -> None:
         """Raise likewise after the last step, saved already, where a process was told to end meanwhile."""
         if told := self._asked_before() or self._asked_before():  # the second answers what has been asked since
-            raise _ending(told, state)
+            raise self._ending(told, state)
 
     def _asked_before(self) -> int:
         """What all of them know of being told: alone, all there is to know, and else what the step before this began to ask."""
@@ -68,6 +68,16 @@ class Preemption:
         told = 0 if self._asked is None else self._asked.wait()
         self._asked = None if told else self._group.begin_any(self._told)
         return told
+
+    def _ending(self, told: int, state: State) -> Preempted:
+        kind = KINDS[told - 1]
+        how = "interrupted" if kind is Interrupted else "told to end"
+        said = f"{how}: step {state.step} is finished and saved; the same command with --resume continues there"
+        if self._group.world.is_alone:
+            return kind(said)
+        if self._group.world.is_main:
+            logger.info("%s", said)
+        return kind("")  # the launcher has the last word
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,12 +91,6 @@ class Preemption:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         # And no word: the signal may have come in the middle of one.
         self._told = max(self._told, 1 + TOLD.index(signal.Signals(number)))
-
-
-def _ending(told: int, state: State) -> Preempted:
-    kind = KINDS[told - 1]
-    how = "interrupted" if kind is Interrupted else "told to end"
-    return kind(f"{how}: step {state.step} is finished and saved; the same command with --resume continues there")
 
 
 class _Interrupts:

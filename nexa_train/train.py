@@ -13,7 +13,7 @@ import torch
 from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
-from nexa_core.errors import GateError, Interrupted, NodeError, Preempted, UserError
+from nexa_core.errors import GateError, NodeError, Preempted, Stopped, UserError
 from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
@@ -96,7 +96,7 @@ def run(
     except (GateError, Preempted) as error:  # all processes end so; the main one says why
         raise type(error)("") from None
     except KeyboardInterrupt:
-        raise Interrupted("") from None
+        raise Stopped("") from None
 
 
 def _run_here(

@@ -3,9 +3,13 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from nexa_core.command import run_to_exit
+from nexa_core.errors import Stopped
 from scripts import (
     data_commands,
     lab_commands,
@@ -16,7 +20,19 @@ from scripts import (
     training_commands,
 )
 
+
+class Commands(TyperGroup):
+    """Passes Ctrl-C on as an error with words; the library would end the process without one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="A machine-learning laboratory in a box: raw files in, a verified package out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

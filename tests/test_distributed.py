@@ -374,7 +374,8 @@ def test_a_run_of_two_processes_that_is_interrupted_ends_as_one_of_one_does(lab:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert said.splitlines()[-1].startswith("error: interrupted; a training run continues")
+    assert said.splitlines()[-1].startswith("error: interrupted, and so were this node's workers; the same command")
+    assert said.count("error:") == 1, "said by one process, not by each"
 
 
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(

@@ -53,7 +53,10 @@ def _run_workers(count: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):  # which has a level of its own
+    for name in (
+        "torch.distributed.elastic",
+        "torch.distributed.elastic.agent.server.api",
+    ):  # which has a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is said once, by the worker
     threads = str(max(1, (os.cpu_count() or 1) // count))
     os.environ.setdefault(
@@ -72,9 +75,11 @@ def _run_workers(count: int, arguments: list[str]) -> None:
         signals_to_handle=HANDLED_SIGNALS,
     )
     # Torch elastic takes these signals over and keeps them: whoever called gets its own handlers back.
-    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_SIGNALS.split(","))}
+    handlers = {
+        number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_SIGNALS.split(","))
+    }
     try:
-        with Interrupts():
+        with Interrupts(SignalException):
             elastic_launch(settings, sys.executable)("-m", WORKER, *arguments)
     except ChildFailedError as error:
         raise _ending(error) from None
