@@ -52,6 +52,14 @@ class Layout:
         return self.root / "runs" / "manifests"
 
     @property
+    def pins(self) -> Path:
+        return self.root / "runs" / "pins"
+
+    @property
+    def moved(self) -> Path:
+        return self.root / "runs" / "moved"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

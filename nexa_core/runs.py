@@ -1,16 +1,12 @@
-"""A run's folder: created once, locked while written, and shown under the runbook's paths when finished."""
+"""A run's folder: created once, and shown under the runbook's paths when finished."""
 
-import contextlib
-import fcntl
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from nexa_core import durable
-from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 
 RUN_ID = re.compile(r"^.+_(?P<time>\d{8}_\d{6})(?:_(?P<attempt>\d+))?$")
@@ -88,10 +84,10 @@ def list_runs(layout: Layout, *, experiment: str = "*") -> list[RunFolder]:
         if (match := RUN_ID.match(path.name)) and path.is_dir()
     ]
     folders = [RunFolder(path) for _, _, path in sorted(found)]
-    return [folder for folder in folders if not _is_evaluation(folder)]
+    return [folder for folder in folders if not is_evaluation(folder)]
 
 
-def _is_evaluation(run: RunFolder) -> bool:
+def is_evaluation(run: RunFolder) -> bool:
     """Whether the folder says so itself: it has a run's config, so that it could be taken for an unfinished one."""
     try:
         return bool(json.loads(run.lineage.read_bytes())["kind"] == "evaluation")
@@ -102,21 +98,6 @@ def _is_evaluation(run: RunFolder) -> bool:
 def is_finished(layout: Layout, run: RunFolder) -> bool:
     """Whether a training run has come to its end: its manifest is written last."""
     return (layout.run_manifests / f"{run.run_id}.json").exists()
-
-
-@contextlib.contextmanager
-def hold(run: RunFolder) -> Iterator[None]:
-    """Keep every other process from writing to the run while the block lasts; a killed holder's lock is free at once.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    with (run.path / "run.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Run {run.run_id} is being written by another process; wait for it or stop it.") from None
-        yield
 
 
 def publish_run(layout: Layout, run: RunFolder, checkpoints: list[Path]) -> None:

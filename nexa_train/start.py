@@ -34,16 +34,29 @@ SEEN_SECONDS = 30.0
 """How long a network's file system may take to show one node what another wrote."""
 
 
-def find_run_of(config: RunConfig, layout: Layout, *, finished: bool, exact: bool) -> RunFolder | None:
+def find_run_of(
+    config: RunConfig, layout: Layout, *, finished: bool, exact: bool, run_id: str | None = None
+) -> RunFolder | None:
     """The newest run of exactly this config that is, or is not, finished: that has its manifest.
 
     Settings that do not decide a run's bytes may differ; where it is exact, the number of processes is one of those.
+
+    Args:
+        run_id: the only run that will do.
+
+    Raises:
+        UserError: that run is of another config.
     """
     wanted = config.deciding(exact=exact)
     for run in reversed(list_runs(layout, experiment=config.experiment)):
+        if run_id is not None and run.run_id != run_id:
+            continue
         has_manifest = (layout.run_manifests / f"{run.run_id}.json").exists()
-        if has_manifest == finished and run.lineage.exists() and _deciding(run, exact=exact) == wanted:
-            return run
+        if has_manifest == finished and run.lineage.exists():
+            if _deciding(run, exact=exact) == wanted:
+                return run
+            if run_id is not None:
+                raise UserError(f"Run {run_id} began with other settings than these; it goes on with its own only.")
     return None
 
 

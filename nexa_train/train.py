@@ -14,10 +14,11 @@ from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.cost import CostMeter
 from nexa_core.errors import GateError, NodeError, Preempted, Stopped, UserError
+from nexa_core.holder import hold
 from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
-from nexa_core.runs import RunFolder, hold
+from nexa_core.runs import RunFolder
 from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
 from nexa_models.flops import attended_lengths, mean_length, peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
@@ -51,7 +52,7 @@ def run(
     *,
     layout: Layout,
     config_path: Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     resume_from: Path | None = None,
     now: Callable[[], datetime] = utc_now,
 ) -> TrainingResult:
@@ -62,8 +63,8 @@ def run(
 
     Args:
         config_path: the file the config came from, as the manifest names it; the run's own copy without it.
-        resume: continue the newest unfinished run of this very config; begin one where there is none; where it is
-            finished already, only say so.
+        resume: continue the newest unfinished run of this very config, or the run of this id alone; begin one where there
+            is none; where it is finished already, only say so.
         resume_from: begin a new run at this checkpoint's step, with its weights and optimizer.
 
     Raises:
@@ -104,7 +105,7 @@ def _run_here(
     world: World,
     layout: Layout,
     config_path: Path | None,
-    resume: bool,
+    resume: bool | str,
     resume_from: Path | None,
     now: Callable[[], datetime],
 ) -> TrainingResult:
@@ -140,13 +141,14 @@ def _run_here(
 
 
 def _prepare(
-    config: RunConfig, world: World, layout: Layout, resume: bool, resume_from: Path | None
+    config: RunConfig, world: World, layout: Layout, resume: bool | str, resume_from: Path | None
 ) -> tuple[Job | None, RunFolder | None]:
     """The job, and the run to continue where there is one; no job where that run is finished."""
     device = _find_device(config, world)
     exact = config.training.distributed.is_exact(device.type)
-    unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
-    if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
+    find = partial(find_run_of, config, layout, exact=exact, run_id=resume if isinstance(resume, str) else None)
+    unfinished = find(finished=False) if resume else None
+    if resume and unfinished is None and (finished := find(finished=True)):
         return None, finished
     refuse_missing_trackers(os.environ)
     threads = None if unfinished is None else begun_threads(unfinished)
@@ -169,9 +171,11 @@ def _run_in(
 ) -> TrainingResult:
     """Train and finish; only the main process holds the folder and writes to it."""
     is_main = meeting.group.world.is_main
+    note: Callable[[int], None] = lambda step: None
     with contextlib.ExitStack() as held:
         if is_main:
-            held.enter_context(hold(folder))
+            named = None if config_path is None else str(config_path)
+            note = held.enter_context(hold(folder, num_steps=job.plan.num_steps, config=named)).note
             held.enter_context(log_to_file(job.layout.logs / f"{folder.run_id}.log"))
             if meeting.health is not None:
                 durable.write_json(folder.health, meeting.health.as_json())
@@ -181,7 +185,7 @@ def _run_in(
             threads = job.inputs["numerics"]["num_threads"]
             logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter, meeting)
+        _train(job, folder, state, meter, meeting, note)
         release(state, is_sharded=job.is_sharded)
         if is_main:
             with meeting.heartbeat.phase("scoring"):
@@ -200,7 +204,9 @@ def _run_in(
     return result if is_main else read_result(job.layout, folder)
 
 
-def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting) -> None:
+def _train(
+    job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting, note: Callable[[int], None]
+) -> None:
     config, plan, group = job.config.training, job.plan, meeting.group
     world, heartbeat = group.world, meeting.heartbeat
     tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
@@ -241,6 +247,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             should_stop=early_stop(config.early_stopping),
             hooks=[
                 lambda state, result: first_step.close(),
+                lambda state, result: note(state.step),
                 throughput,
                 tracking,
                 reach_milestones,

@@ -16,6 +16,7 @@ from scripts import (
     pairs_commands,
     result_commands,
     review_commands,
+    run_commands,
     teacher_commands,
     training_commands,
 )
@@ -43,6 +44,7 @@ app = typer.Typer(
 for commands in (lab_commands, teacher_commands, review_commands, pairs_commands, training_commands, result_commands):
     app.add_typer(commands.app)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(run_commands.app, name="runs")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,8 @@ from nexa_core.config import RunConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
-from nexa_core.runs import RunFolder, hold
+from nexa_core.holder import hold
+from nexa_core.runs import RunFolder
 from nexa_core.trackers import Trackers, read_json_lines
 from nexa_data.datasets import open_dataset
 from nexa_models.checkpoint import Checkpoint, load_checkpoint

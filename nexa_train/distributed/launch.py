@@ -23,7 +23,7 @@ SECONDS_TO_END = 120
 
 
 def launch(
-    config: RunConfig, *, layout: Layout, config_path: Path | None, resume: bool, resume_from: Path | None
+    config: RunConfig, *, layout: Layout, config_path: Path | None, resume: bool | str, resume_from: Path | None
 ) -> RunFolder:
     """Run `config` in `training.distributed.world_size` processes; returns the folder of the run that they finished.
 
