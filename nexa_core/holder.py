@@ -135,14 +135,22 @@ def is_held(run: RunFolder, holder: Holder | None) -> bool:
     """Whether a process writes to the run now: of this machine by its number, of another by the lock."""
     if holder is not None and holder.is_here and not holder.is_alive:
         return False
-    try:
-        with _lock_path(run).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    with at_rest(run) as rests:
+        return not rests
+
+
+@contextlib.contextmanager
+def at_rest(run: RunFolder) -> Iterator[bool]:
+    """Whether no process writes to the run; if so, none begins to while the block lasts. Nothing is written."""
+    with contextlib.ExitStack() as held:
+        try:
+            fcntl.flock(held.enter_context(_lock_path(run).open("r")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass  # none ever did
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def started_at(pid: int) -> int | None:

@@ -17,11 +17,14 @@ class Layout:
     """Every folder of a laboratory; nothing is created by asking for its path."""
 
     root: Path
+    scratch: Path | None = None
+    """Where what can be made again lies, if not below the root."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Layout":
-        """The layout below `NEXA_ROOT`, or below the working folder where that is not set."""
-        return cls(Path(environment.get("NEXA_ROOT") or "."))
+        """The layout below `NEXA_ROOT`, or the working folder; what can be made again below `NEXA_SCRATCH`, where that is set."""
+        scratch = environment.get("NEXA_SCRATCH")
+        return cls(Path(environment.get("NEXA_ROOT") or "."), Path(scratch) if scratch else None)
 
     @property
     def raw(self) -> Path:
@@ -58,6 +61,10 @@ class Layout:
     @property
     def moved(self) -> Path:
         return self.root / "runs" / "moved"
+
+    @property
+    def cache(self) -> Path:
+        return (self.scratch or self.root) / ".cache"
 
     @property
     def logs(self) -> Path:

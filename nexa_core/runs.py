@@ -10,6 +10,7 @@ from nexa_core import durable
 from nexa_core.paths import Layout
 
 RUN_ID = re.compile(r"^.+_(?P<time>\d{8}_\d{6})(?:_(?P<attempt>\d+))?$")
+CHECKPOINT_NAME = re.compile(r"^checkpoint_(epoch|step)(\d+)\.(?:pt|sharded)$")
 
 
 @dataclass(frozen=True)

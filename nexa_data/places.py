@@ -79,7 +79,7 @@ class Places:
     @property
     def parts(self) -> Path:
         """What was made of a source's pieces, for when a part of it changes, in this version or the next; safe to delete."""
-        return self.layout.root / ".cache" / "prepare" / f"{self.category}_{self.config.name}"
+        return self.layout.cache / "prepare" / f"{self.category}_{self.config.name}"
 
 
 def croissant_path(layout: Layout, manifest: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from typing import Any
 
 from nexa_core import manifest
 from nexa_core.config import DataConfig, DistillConfig, RunConfig, Settings
+from nexa_core.config.policy import PolicyConfig
 from nexa_core.config.rubric import Rubric
 from nexa_core.errors import UserError
 from nexa_core.lookup import unknown
@@ -13,6 +14,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "data": DataConfig,
     "distill": DistillConfig,
     "rubric": Rubric,
+    "policy": PolicyConfig,
 }
 
 

@@ -1,7 +1,6 @@
 """A run's checkpoints: their names, which are kept, and which one to continue from."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from nexa_core import durable
 from nexa_core.config.training import Checkpoints
 from nexa_core.errors import UserError
+from nexa_core.runs import CHECKPOINT_NAME
 from nexa_models.checkpoint import Checkpoint
 from nexa_models.sharded import SUFFIX, check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_train.distributed.group import Group
@@ -18,7 +18,6 @@ from nexa_train.order import Plan
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"^checkpoint_(epoch|step)(\d+)\.(?:pt|sharded)$")
 NEWEST_KEPT = 2  # one to continue from and one to fall back on
 
 
@@ -33,7 +32,7 @@ def list_checkpoints(folder: Path, steps_per_epoch: int) -> list[tuple[int, Path
     """(step, path) of every step with a checkpoint in a run's folder, oldest first; of two forms, the folder."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("checkpoint_*")):
-        if match := NAME.match(path.name):
+        if match := CHECKPOINT_NAME.match(path.name):
             number = int(match[2])
             found[number if match[1] == "step" else (number + 1) * steps_per_epoch] = path
     return sorted(found.items())

@@ -17,6 +17,7 @@ from scripts import (
     result_commands,
     review_commands,
     run_commands,
+    storage_commands,
     teacher_commands,
     training_commands,
 )
@@ -45,6 +46,8 @@ for commands in (lab_commands, teacher_commands, review_commands, pairs_commands
     app.add_typer(commands.app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(run_commands.app, name="runs")
+app.add_typer(storage_commands.app)
+app.add_typer(storage_commands.storage_app, name="storage")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,6 +25,10 @@ def complete_state(incomplete: str) -> list[str]:
     return _beginning(incomplete, ("running", "finished", "interrupted", "failed", "partial"))
 
 
+def complete_tier(incomplete: str) -> list[str]:
+    return _beginning(incomplete, ("lab", "scratch", "durable", "shared"))
+
+
 def complete_config(incomplete: str) -> list[str]:
     """YAML files and folders, from the folder that has been typed so far."""
     folder, _, _ = incomplete.rpartition("/")
@@ -45,7 +49,9 @@ def complete_checkpoint(incomplete: str) -> list[str]:
     """Checkpoints of the newest finished run, and those below a folder that has been typed."""
     layout = Layout.from_environment()
     folder = Path(incomplete).parent if "/" in incomplete else layout.checkpoints
-    names = [f"{folder}/{name}" for name in _names(folder) if name.endswith((".pt", ".sharded")) or (folder / name).is_dir()]
+    names = [
+        f"{folder}/{name}" for name in _names(folder) if name.endswith((".pt", ".sharded")) or (folder / name).is_dir()
+    ]
     return _beginning(incomplete, names)
 
 

@@ -120,7 +120,7 @@ def schema(
     of: Annotated[
         str,
         typer.Argument(
-            help="run (train, evaluate), data (prepare), distill (collect-teacher, filter-pairs), rubric (judge) or manifest."
+            help="run (train, evaluate), data (prepare), distill (collect-teacher, filter-pairs), rubric (judge), policy (clean) or manifest."
         ),
     ],
 ) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from nexa_core import durable
 from nexa_core.config import DataConfig, DistillConfig, RunConfig
+from nexa_core.config.policy import PolicyConfig
 from nexa_core.config.rubric import Rubric
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -15,7 +16,7 @@ INTRO = """\
 # Configuration
 
 Every setting there is. This page is made by `python scripts/make_config_reference.py` from the classes in
-`nexa_core/config/`; for an editor's completion, print a JSON schema: `nexa schema run`, `data`, `distill` or `rubric`.
+`nexa_core/config/`; for an editor's completion, print a JSON schema: `nexa schema run`, `data`, `distill`, `rubric` or `policy`.
 Groups that are told apart by their `name` list one table for each name.
 """
 TITLES: dict[str, type[BaseModel]] = {
@@ -23,6 +24,7 @@ TITLES: dict[str, type[BaseModel]] = {
     "Datasets: `nexa prepare`": DataConfig,
     "Distillation: `nexa collect-teacher`, `nexa filter-pairs`": DistillConfig,
     "Rubrics: `nexa judge`": Rubric,
+    "Retention: `nexa clean`": PolicyConfig,
 }
 
 

@@ -112,7 +112,9 @@ def tail(
 @app.command()
 def stop(
     run_id: RunId,
-    now: Annotated[bool, typer.Option("--now", help="Do not wait for the step: it is lost, and nothing before.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for the step: it is lost, and nothing before.")
+    ] = False,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the end.", min=0)] = 600,
     as_json: Json = False,
 ) -> None:

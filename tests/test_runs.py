@@ -33,7 +33,9 @@ from tests.test_training import files_of
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def make_run(layout: Layout, run_id: str, *, experiment: str = "a", metrics: dict[str, float] | None = None) -> RunFolder:
+def make_run(
+    layout: Layout, run_id: str, *, experiment: str = "a", metrics: dict[str, float] | None = None
+) -> RunFolder:
     """A run's folder as one that was killed leaves it; with metrics, of a finished one."""
     run = RunFolder(layout.runs / experiment / run_id)
     run.checkpoints.mkdir(parents=True)
@@ -69,7 +71,13 @@ def desk(tmp_path: Path) -> Layout:
 
 def test_every_state_is_told_and_an_evaluation_is_no_run(desk: Layout) -> None:
     states = {row.run_id.partition("_")[0]: row.state for row in list_rows(desk, Filters(), limit=0).rows}
-    assert states == {"good": "finished", "poor": "finished", "killed": "interrupted", "failed": "failed", "partial": "partial"}
+    assert states == {
+        "good": "finished",
+        "poor": "finished",
+        "killed": "interrupted",
+        "failed": "failed",
+        "partial": "partial",
+    }
     with hold(find_run(desk, "killed").run):
         assert ids(desk, states=("running",)) == ["killed_20260103_000000"]
     assert complete_state("") == sorted(STATES)
@@ -107,7 +115,9 @@ def test_a_filter_that_cannot_be_meant_is_refused(desk: Layout, asked: dict[str,
 def test_a_run_is_named_by_as_much_of_its_id_as_is_clear(desk: Layout) -> None:
     assert find_run(desk, "poor").run_id == "poor_20260102_000000"
     assert find_run(desk, "good_2").run_id == "good_20260101_000000"
-    with pytest.raises(UserError, match="2 runs begin with 'p': partial_20260105_000000, poor_20260102_000000. Add to it"):
+    with pytest.raises(
+        UserError, match="2 runs begin with 'p': partial_20260105_000000, poor_20260102_000000. Add to it"
+    ):
         find_run(desk, "p")
     with pytest.raises(UserError, match="Did you mean 'failed_20260104_000000'"):
         find_run(desk, "faild_20260104_000000")
@@ -261,4 +271,6 @@ def _wait_for(condition, seconds: float = 60) -> None:  # type: ignore[no-untype
 
 
 def test_standing_of_nothing_is_none(desk: Layout) -> None:
-    assert standing_of(replace(find_run(desk, "killed"), run=RunFolder(desk.runs / "a" / "gone_20260101_000000"))) is None
+    assert (
+        standing_of(replace(find_run(desk, "killed"), run=RunFolder(desk.runs / "a" / "gone_20260101_000000"))) is None
+    )

@@ -98,7 +98,9 @@ def find_run(layout: Layout, given: str) -> Found:
     if not matching:
         raise UserError(f"No run {given}.{did_you_mean(name, [each.run_id for each in runs])} nexa runs lists them.")
     some = ", ".join(each.run_id for each in matching[:3])
-    raise UserError(f"{len(matching)} runs begin with '{given}': {some}{', ...' if len(matching) > 3 else ''}. Add to it.")
+    raise UserError(
+        f"{len(matching)} runs begin with '{given}': {some}{', ...' if len(matching) > 3 else ''}. Add to it."
+    )
 
 
 def refuse_unknown_state(state: str) -> None:

@@ -72,7 +72,9 @@ class Table:
         cells = [("run", "state", "step", "newest", "age", "size", "cost")]
         cells += [_cells(row, now) for row in self.rows]
         widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        ]
         if self.num_more:
             lines.append(f"{self.num_more:,} older ones are not shown: --limit 0 shows all")
         return "\n".join(lines)
@@ -217,7 +219,9 @@ def _parse_condition(text: str) -> tuple[str, Callable[[float], bool]]:
     try:
         value = float(match["value"] if match else "")
     except ValueError:
-        raise UserError(f"--where '{text}': expected a metric, one of >= <= > < =, and a number: accuracy>0.9") from None
+        raise UserError(
+            f"--where '{text}': expected a metric, one of >= <= > < =, and a number: accuracy>0.9"
+        ) from None
     assert match is not None
     compare = COMPARISONS[match["how"]]
     return match["metric"], lambda score: compare(score, value)

@@ -1,0 +1,1 @@
+"""What may be deleted, what may not, and deleting it."""
