@@ -173,9 +173,22 @@ def consolidate(
 @app.command()
 def tune(
     config: Config = Path("configs/default.yaml"),
-    max_trials: Annotated[int, typer.Option(help="Number of trials.")] = 5,
+    max_trials: Annotated[
+        int, typer.Option(help="Trials that the study shall have, earlier ones included.", min=1)
+    ] = 5,
+    override: Overrides = None,
+    as_json: Json = False,
 ) -> None:
-    """Not in this version: search for better hyperparameters."""
-    from scripts.hyperparameter_search import search
+    """Search for better settings: random ones around the learning rate and dropout, or as the config's `tune:` says.
 
-    search(config, max_trials=max_trials)
+    Example: nexa tune --config configs/default.yaml --max-trials 5
+    """
+    from nexa_core.paths import Layout
+    from nexa_train.tune.report import Report
+    from nexa_train.tune.search import Search
+    from scripts.hyperparameter_search import TABLES
+
+    search = Search(config, Layout.from_environment(), tables=TABLES, overrides=override or [])
+    search.work(max_trials)
+    report = Report.of(search)
+    show(report.as_json(), report.as_text(), as_json)
