@@ -107,7 +107,7 @@ class DatabaseStorage:
 
     def write_study(self, study: Study) -> None:
         self._patiently(lambda: self._write_study(study))
-        self._study = None
+        self._study = study
 
     def read_trials(self) -> list[Trial]:
         return [_trial(frozen) for frozen in self._patiently(self._read_frozen)]
@@ -137,9 +137,9 @@ class DatabaseStorage:
         direction = StudyDirection.MAXIMIZE if study.is_maximized else StudyDirection.MINIMIZE
         with contextlib.suppress(DuplicatedStudyError):  # a worker was killed before it could say what it is
             self._storage.create_new_study([direction], self._name)
-        study_id = self._storage.get_study_id_from_name(self._name)
-        if not self._storage.get_all_trials(study_id, deepcopy=False, states=None):
-            self._storage.set_study_user_attr(study_id, RECORD, study.as_json())
+        self._study_id = self._storage.get_study_id_from_name(self._name)
+        self._read_frozen()  # of a study that is not ours there are trials already
+        self._storage.set_study_user_attr(self._study_id, RECORD, study.as_json())
 
     def _read_frozen(self) -> list[FrozenTrial]:
         """Our trials by number. One whose writer was told nothing of its success may be there twice: the first counts."""

@@ -26,7 +26,7 @@ from nexa_train.job import ensure_dataset
 from nexa_train.shelf import Shelf
 from nexa_train.tune.mirror import Mirror
 from nexa_train.tune.pruners import Pruning
-from nexa_train.tune.records import Direction, Study, Trial, Values, best_of
+from nexa_train.tune.records import Direction, Ending, Study, Trial, Values, best_of
 from nexa_train.tune.samplers import Grid, Strategy
 from nexa_train.tune.space import Around, Space, as_json, as_overrides, check_space, config_with, default_space
 from nexa_train.tune.storage import Hold, Storage, join, open_storage
@@ -57,7 +57,7 @@ class Search:
         for override in overrides:
             self._document.override(override)
         config = parse_config(self._document, RunConfig)
-        self.name = config.name
+        self.config = config
         settings = config.tune or Tune()
         space = settings.space or default_space(config, tables.space)
         _check(config, settings)
@@ -130,7 +130,20 @@ class Search:
             return number, hold, False, [*trials, Trial(number, values)]
 
     def _run(self, trial: Trial, trials: list[Trial], *, resumes: bool) -> None:
-        logger.info("trial %d: %s", trial.number, values_text(trial.values))
+        logger.info("trial %d begins: %s", trial.number, values_text(trial.values))
+        ending = self.train(trial, trials, resumes=resumes)
+        with self.storage.locked():
+            self.storage.end_trial(trial.number, ending)
+            ended = self.storage.read_trials()
+        logger.info("%s", ending_text(self.study, replace(trial, ending=ending), best_of(self.study, ended)))
+
+    def train(self, trial: Trial, trials: list[Trial], *, resumes: bool) -> Ending:
+        """How a trial comes out.
+
+        Args:
+            trials: those that it may see, at least.
+            resumes: whether an earlier worker may have begun it.
+        """
         ending = run_trial(
             self.config_of(trial),
             layout=self.layout,
@@ -139,18 +152,11 @@ class Search:
             gives_up=lambda reports: self.mirror.gives_up(trial.number, trials, reports),
             resumes=resumes,
         )
-        ending = replace(ending, notes=self.mirror.notes(trial.number))
-        with self.storage.locked():
-            self.storage.end_trial(trial.number, ending)
-            ended = self.storage.read_trials()
-        best = best_of(self.study, ended)
-        told = "" if best is None or best.ending is None else f"; best {best.ending.value:.6g} (trial {best.number})"
-        outcome = ending.reason if ending.value is None else f"{self.study.metric} {ending.value:.6g}"
-        logger.info("trial %d %s: %s, %.1f s%s", trial.number, ending.state, outcome, ending.seconds, told)
+        return replace(ending, notes=self.mirror.notes(trial.number))
 
     def config_of(self, trial: Trial) -> RunConfig:
         """The config that a trial's run has."""
-        name = {"name": f"{self.name}_t{trial.number:03}", "experiment": self.study.name}
+        name = {"name": f"{self.config.name}_t{trial.number:03}", "experiment": self.study.name}
         return config_with(self._document, {**self.values_of(trial), **name})
 
     def values_of(self, trial: Trial) -> Values:
@@ -198,6 +204,15 @@ def describe_study(config: RunConfig, settings: Tune, space: Space, *, num_threa
         config=_without(runs, space),
         num_threads=num_threads,
     )
+
+
+def ending_text(study: Study, trial: Trial, best: Trial | None) -> str:
+    """The line on a trial that has ended."""
+    ending = trial.ending
+    assert ending is not None
+    outcome = ending.reason if ending.value is None else f"{study.metric} {ending.value:.6g}"
+    told = "" if best is None or best.ending is None else f"; best {best.ending.value:.6g} (trial {best.number})"
+    return f"trial {trial.number} {ending.state}: {outcome}, {ending.seconds:.1f} s, {values_text(trial.values)}{told}"
 
 
 def values_text(values: Values) -> str:
