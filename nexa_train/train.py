@@ -276,7 +276,7 @@ def _train(
     if world.is_main:
         logger.info("%s", rates_as_text(rates))
     tracker.close()
-    if gives_up(state):
+    if state.step < plan.num_steps and gives_up(state):  # at its end there is nothing to give up
         raise Pruned(f"given up at step {state.step} of {plan.num_steps}", step=state.step)
 
 

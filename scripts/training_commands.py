@@ -193,6 +193,7 @@ def tune(
     """
     from nexa_core.paths import Layout
     from nexa_train.tune.again import train_again
+    from nexa_train.tune.page import write_page
     from nexa_train.tune.report import Report
     from nexa_train.tune.search import Search
     from nexa_train.tune.workers import end_with_parent, work_together
@@ -216,4 +217,5 @@ def tune(
         command += [f"--max-trials={max_trials}", *(f"--override={each}" for each in override or [])]
         work_together(search, command, num_workers=workers, max_trials=max_trials)
     report = Report.of(search)
+    write_page(report, report.page)
     show(report.as_json(), report.as_text(), as_json)

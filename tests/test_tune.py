@@ -131,6 +131,26 @@ def test_a_torn_record_is_taken_up_where_it_is_whole(prepared: Path, whole: dict
         assert found(trials_of(path, lab, NUM_TRIALS)) == expected == found(whole["tpe with asha"].trials)
 
 
+def test_a_run_that_was_finished_when_its_worker_died_is_taken_as_it_is(
+    prepared: Path, whole: dict[str, Whole], tmp_path: Path
+) -> None:
+    """All but the trials' ends is there: what pruners noted down is found again as well."""
+    shutil.copytree(prepared, tmp_path / "lab")
+    lab = Layout(tmp_path / "lab")
+    path = write_study(tmp_path / "run.yaml", **STUDIES["tpe with asha"])
+    trials_of(path, lab, 3)
+    journal = lab.artifacts / "tune" / "test_tune" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"end"' not in line or b'"number": 0' in line))
+    runs = sorted(lab.run_manifests.glob("*.json"))
+    trials = trials_of(path, lab, NUM_TRIALS)
+    assert found(trials) == found(whole["tpe with asha"].trials)
+    assert [t.ending.notes for t in trials if t.ending] == [
+        t.ending.notes for t in whole["tpe with asha"].trials if t.ending
+    ]
+    assert set(runs) <= set(lab.run_manifests.glob("*.json"))
+
+
 def test_pruned_trials_stop_at_a_step_and_say_so(whole: dict[str, Whole]) -> None:
     pruned = [
         trial.ending for trial in whole["tpe with asha"].trials if trial.ending and trial.ending.state == "pruned"

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nexa_core.errors import GateError
 from nexa_train.tune.importance import importance_of, trials_needed
 from nexa_train.tune.records import Study, Trial, best_of, ranked
 from nexa_train.tune.search import Search, values_text
+from nexa_train.tune.space import Space
 
 NUM_SHOWN = 10
 
@@ -26,6 +28,9 @@ class Report:
     place: str
     """Of the study's record."""
     note: str
+    space: Space
+    page: Path
+    """Where the page of plots is, or is to be."""
 
     @classmethod
     def of(cls, search: Search) -> "Report":
@@ -44,6 +49,8 @@ class Report:
             command=search.train_command(best),
             place=search.storage.place,
             note=_note(search, trials),
+            space=search.space,
+            page=search.folder / "report.html",
         )
 
     @property
@@ -59,6 +66,7 @@ class Report:
             "importance": self.importance,
             "command": self.command,
             "record": self.place,
+            "page": str(self.page),
         }
 
     def as_text(self) -> str:
@@ -77,7 +85,7 @@ class Report:
         lines += [self._importance_text()]
         lines += [self.note] if self.note else []
         lines += [f"best: trial {self.best.number}; train it as a run of its own:", f"  {self.command}"]
-        return "\n".join([*lines, f"record {self.place}"])
+        return "\n".join([*lines, f"record {self.place}", f"page {self.page}"])
 
     def _importance_text(self) -> str:
         if self.importance is None:

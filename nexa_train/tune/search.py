@@ -152,6 +152,8 @@ class Search:
             gives_up=lambda reports: self.mirror.gives_up(trial.number, trials, reports),
             resumes=resumes,
         )
+        # Also of a run that had come to its end before, and so reported nothing now.
+        self.mirror.gives_up(trial.number, trials, ending.reports)
         return replace(ending, notes=self.mirror.notes(trial.number))
 
     def config_of(self, trial: Trial) -> RunConfig:
