@@ -17,6 +17,7 @@ from nexa_core.config import RunConfig
 from nexa_core.config.documents import read_document
 from nexa_core.config.load import parse_config
 from nexa_core.config.tune import Tune
+from nexa_core.environment import num_cores
 from nexa_core.errors import GateError, UserError
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
@@ -257,7 +258,7 @@ def _direction(metric: str) -> Direction:
 
 
 def _share_of_threads(config: RunConfig, workers: int) -> int:
-    return config.training.num_threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    return config.training.num_threads or max(1, num_cores() // workers)
 
 
 def _without(runs: dict[str, Any], space: Space) -> dict[str, Any]:
