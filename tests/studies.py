@@ -6,6 +6,7 @@ import shlex
 import signal
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,10 @@ def run_command(command: str, lab: Layout) -> TrainingResult:
 def losses_of(result: TrainingResult) -> list[float]:
     lines = [json.loads(line) for line in result.run.step_metrics.read_text().splitlines()]
     return [line["val_loss"] for line in lines if "val_loss" in line]
+
+
+def assert_each_ran_once(lab: Layout) -> None:
+    """Every trial has one run that went on after each kill; one that was killed before it had its lineage does not count."""
+    names = Counter(path.parent.name.rpartition("_20")[0] for path in lab.runs.glob("*/*/lineage.json"))
+    assert names
+    assert set(names.values()) == {1}, names

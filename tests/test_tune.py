@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from nexa_core.errors import GateError, UserError
@@ -18,6 +19,7 @@ from nexa_train.tune.records import Trial, best_of
 from nexa_train.tune.report import Report
 from tests.studies import (
     SPACE,
+    assert_each_ran_once,
     found,
     losses_of,
     run_command,
@@ -113,8 +115,7 @@ def kill_at_random(study: str, seed: int, prepared: Path, expected: Whole, tmp_p
     search.work(NUM_TRIALS)
     assert found(search.trials()) == found(expected.trials)
     assert best_of(search.study, search.trials()).number == best_of(search.study, expected.trials).number  # type: ignore[union-attr]
-    manifests = [each.stem for each in lab.run_manifests.glob("*.json")]
-    assert len(manifests) == len({name.split("_20")[0] for name in manifests})  # none was run twice to its end
+    assert_each_ran_once(lab)
 
 
 def test_a_torn_record_is_taken_up_where_it_is_whole(prepared: Path, whole: dict[str, Whole], tmp_path: Path) -> None:
@@ -248,3 +249,28 @@ def test_scores_of_the_validation_split_may_choose(lab: Layout, tmp_path: Path) 
         manifest = json.loads((lab.run_manifests / f"{trial.ending.run_id}.json").read_text())
         assert trial.ending.value == manifest["metrics"]["accuracy"]
     assert search.study.is_maximized
+
+
+def nearby(seed: int, space: Any) -> Any:
+    """A strategy of one's own, which keeps its state in the study."""
+    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False)
+
+
+def never_before_the_second(settings: Any, num_validations: int) -> Any:
+    """A pruner of one's own."""
+    return optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=settings.min_validations)
+
+
+def test_a_strategy_and_a_pruner_of_ones_own(lab: Layout, tmp_path: Path) -> None:
+    own = {
+        "strategy": "tests.test_tune:nearby",
+        "pruner": {"name": "tests.test_tune:never_before_the_second", "min_validations": 2},
+        "parallel": 1,
+    }
+    path = write_study(tmp_path / "run.yaml", **own)
+    for count in (2, 4, 5):  # each time by a new worker
+        trials = trials_of(path, lab, count)
+    assert len({trial.values["training.optimizer.lr"] for trial in trials}) == 5
+    search = search_of(path, lab)
+    assert [search.mirror.draw(number, trials) for number in range(5)] == [trial.values for trial in trials]
+    assert all(len(trial.ending.reports) >= 2 for trial in trials if trial.ending)

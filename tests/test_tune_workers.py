@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from nexa_core.paths import Layout
 from nexa_train.tune.again import train_again
 from nexa_train.tune.records import Trial
 from tests.postgres import Postgres
-from tests.studies import end_of, found, search_of, start_worker, trials_of, write_study
+from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
 
 NUM_TRIALS = 8
 STUDY: dict[str, Any] = {"strategy": "tpe", "parallel": 4, "pruner": {"name": "asha", "reduction_factor": 2}}
@@ -52,11 +51,6 @@ def wait_until(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def assert_each_ran_once(lab: Layout) -> None:
-    manifests = Counter(path.stem.rpartition("_20")[0] for path in lab.run_manifests.glob("*.json"))
-    assert set(manifests.values()) <= {1}, manifests
 
 
 def test_killed_with_its_workers_the_command_goes_on(lab: Layout, alone: list[Trial], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Does `tpe` find better settings than `random` in as many trials? Studies of both, with the same seeds, held side by side.
 
-    python -m benchmarks.tune.quality run digits --seed 0
-    python -m benchmarks.tune.quality show
+python -m benchmarks.tune.quality run digits --seed 0
+python -m benchmarks.tune.quality show
 """
 
 import argparse
