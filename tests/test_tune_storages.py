@@ -169,7 +169,7 @@ def test_a_killed_worker_leaves_the_others_the_lock(open_storage: Open) -> None:
 
 def elsewhere(server: Postgres, name: str, folder: Path) -> DatabaseStorage:
     """A worker that does not share the laboratory's folder."""
-    storage = DatabaseStorage(server.url, name, folder, lease_seconds=1.0)
+    storage = DatabaseStorage(server.url, name, folder, lease_seconds=0.4)
     join(storage, STUDY)
     return storage
 
@@ -187,11 +187,11 @@ def test_without_shared_locks_a_sign_of_life_tells(postgres: Postgres, tmp_path:
     one = elsewhere(postgres, "signs", tmp_path / "one")
     other = elsewhere(postgres, "signs", tmp_path / "other")
     hold = begin(one)
-    assert wait_for(other, 2.5) is None  # it lives
+    assert wait_for(other, 1.2) is None  # it lives
     hold._over.set()  # and now it does not
     taken = wait_for(other, 6)
     assert taken is not None
-    assert wait_for(one, 2.5) is None  # nor does one come back when it wakes up
+    assert wait_for(one, 1.0) is None  # nor does one come back when it wakes up
     taken.release()
 
 
@@ -209,7 +209,7 @@ def test_a_restarted_server_is_waited_for(
     server.stop()
     child = os.fork()
     if child == 0:
-        time.sleep(2)
+        time.sleep(1)
         server.start()
         os._exit(0)
     begin(storage, 1)

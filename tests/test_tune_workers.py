@@ -110,6 +110,7 @@ def test_a_trial_that_learns_from_others_needs_them(lab: Layout, tmp_path: Path)
         train_again(search_of(path, lab), 6)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_once_for_all_workers(lab: Layout, tmp_path: Path) -> None:
     space = {"training.optimizer.lr": {"name": "choice", "values": [1e30]}}
     path = write_study(tmp_path / "run.yaml", space=space, max_failed_in_a_row=2)

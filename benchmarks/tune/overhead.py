@@ -31,21 +31,25 @@ def main() -> None:
     if arguments.contestant is not None:
         CONTESTANTS[arguments.contestant](arguments.trials)
         return
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="nexa-tune-") as folder:
         prepare(Path(folder) / "prepared")
         for index in range(arguments.rounds):
             names = list(CONTESTANTS)
             for name in names if index % 2 == 0 else reversed(names):
-                seconds[name].append(one_study(name, arguments.trials, Path(folder)))
-                print(f"round {index}: {name} {seconds[name][-1]:.1f} s", flush=True)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"{arguments.trials} trials: {', '.join(f'{name} {value:.1f} s' for name, value in medians.items())}")
-    print(f"nexa tune / bare Optuna: {medians['nexa'] / medians['optuna']:.3f}")
+                measured[name].append(one_study(name, arguments.trials, Path(folder)))
+                print(
+                    f"round {index}: {name} {measured[name][-1][0]:.1f} s, {measured[name][-1][1]:.1f} CPU s",
+                    flush=True,
+                )
+    for what, which in (("seconds", 0), ("CPU seconds", 1)):
+        medians = {name: statistics.median(values[which] for values in each) for name, each in measured.items()}
+        said = ", ".join(f"{name} {value:.1f}" for name, value in medians.items())
+        print(f"{what} of {arguments.trials} trials: {said}; ratio {medians['nexa'] / medians['optuna']:.3f}")
 
 
-def one_study(name: str, trials: int, folder: Path) -> float:
-    """The seconds of a study, from its first line of work to its last; the start of the interpreter is no part of it."""
+def one_study(name: str, trials: int, folder: Path) -> tuple[float, float]:
+    """The seconds, and those of the processors, from a study's first line of work to its last: without the interpreter's start."""
     root = folder / "lab"
     shutil.copytree(folder / "prepared", root)
     command = [sys.executable, "-m", "benchmarks.tune.overhead", "--contestant", name, "--trials", str(trials)]
@@ -53,7 +57,8 @@ def one_study(name: str, trials: int, folder: Path) -> float:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(root)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    seconds, cpu_seconds = json.loads(done.stdout.splitlines()[-1])
+    return seconds, cpu_seconds
 
 
 def prepare(root: Path) -> None:
@@ -71,10 +76,10 @@ def nexa(trials: int) -> None:
     from nexa_train.tune.search import Search
     from scripts.hyperparameter_search import TABLES
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     search = Search(CONFIG, Layout.from_environment(), tables=TABLES, overrides=TINY)
     search.work(trials)
-    print(json.dumps(time.perf_counter() - began))
+    print(json.dumps([time.perf_counter() - began[0], time.process_time() - began[1]]))
 
 
 def optuna(trials: int) -> None:
@@ -98,10 +103,10 @@ def optuna(trials: int) -> None:
         lines = map(json.loads, result.run.step_metrics.read_text().splitlines())
         return min(line["val_loss"] for line in lines if "val_loss" in line)
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     study = library.create_study(sampler=library.samplers.TPESampler(seed=0))
     study.optimize(objective, n_trials=trials)
-    print(json.dumps(time.perf_counter() - began))
+    print(json.dumps([time.perf_counter() - began[0], time.process_time() - began[1]]))
 
 
 CONTESTANTS = {"nexa": nexa, "optuna": optuna}
