@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def one_study(name: str, trials: int, folder: Path) -> tuple[float, float]:
-    """The seconds, and those of the processors, from a study's first line of work to its last: without the interpreter's start."""
+    """The seconds, and those of the processors, from a study's first line to its last: without the interpreter's start."""
     root = folder / "lab"
     shutil.copytree(folder / "prepared", root)
     command = [sys.executable, "-m", "benchmarks.tune.overhead", "--contestant", name, "--trials", str(trials)]
