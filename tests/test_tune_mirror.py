@@ -28,7 +28,7 @@ PRUNERS = {"none": None, "asha": asha, "hyperband": hyperband}
 
 
 def make_study(parallel: int) -> Study:
-    return Study("s", "own", 3, parallel, "val_loss", "minimize", {}, None, {}, 1)
+    return Study("s", "own", 3, parallel, "val_loss", "minimize", {}, None, {}, "", 1)
 
 
 def make_mirror(strategy: Strategy, space: Space, pruner: str, parallel: int) -> Mirror:

@@ -21,7 +21,7 @@ SPACE: Space = {
     "training.batch_size": Integer(name="integer", low=8, high=32, step=8),
     "model.parameters.hidden_sizes": Choice(name="choice", values=([8], "<script>alert(1)</script>")),
 }
-STUDY = Study("s<b>", "tpe", 0, 4, "val_loss", "minimize", {key: {} for key in SPACE}, {"name": "asha"}, {}, 1)
+STUDY = Study("s<b>", "tpe", 0, 4, "val_loss", "minimize", {key: {} for key in SPACE}, {"name": "asha"}, {}, "", 1)
 
 
 def make_trials(count: int) -> list[Trial]:

@@ -25,7 +25,7 @@ SPACE = {
     "a": {"name": "uniform", "low": 0.0, "high": 1.0, "points": None},
     "b": {"name": "choice", "values": [[1], None]},
 }
-STUDY = Study("s", "random", 0, 4, "val_loss", "minimize", SPACE, None, {"training": {"epochs": 3}}, 1)
+STUDY = Study("s", "random", 0, 4, "val_loss", "minimize", SPACE, None, {"training": {"epochs": 3}}, "", 1)
 VALUES = {"a": 0.1 + 0.2, "b": [1]}
 COMPLETE = Ending(
     "complete", 1 / 3, (1.5, 1 / 3), run_id="r", run_dir="d", notes={"completed_rung_0": 1.5}, seconds=1.25

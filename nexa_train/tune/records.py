@@ -30,6 +30,8 @@ class Study:
     pruner: dict[str, Any] | None
     config: dict[str, Any]
     """Of the runs, but for what is searched."""
+    dataset: str
+    """The fingerprint of the prepared rows."""
     num_threads: int
     """Of each operation of every trial: another number could round otherwise."""
     format: int = FORMAT

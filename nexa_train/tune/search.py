@@ -18,7 +18,7 @@ from nexa_core.config.documents import read_document
 from nexa_core.config.load import parse_config
 from nexa_core.config.tune import Tune
 from nexa_core.environment import num_cores
-from nexa_core.errors import GateError, UserError
+from nexa_core.errors import GateError, Preempted, UserError
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 from nexa_models.scores import MORE_IS_BETTER
@@ -67,9 +67,11 @@ class Search:
         pruner = _make_pruner(config, settings, tables)
         points = strategy(0, space)
         self.num_points = points.num_points if isinstance(points, Grid) else None
-        ensure_dataset(layout, config.data)  # before several trials make it
+        dataset = ensure_dataset(layout, config.data)  # before several trials make it
         self.space, self.max_failed_in_a_row = space, settings.max_failed_in_a_row
-        study = describe_study(config, settings, space, num_threads=_share_of_threads(config, workers))
+        study = describe_study(
+            config, settings, space, dataset=dataset.fingerprint, num_threads=_share_of_threads(config, workers)
+        )
         self.storage: Storage = open_storage(settings, layout, study.name)
         self.study = join(self.storage, study)
         self.mirror = Mirror(self.study, space, make_sampler=lambda seed: strategy(seed, space), pruner=pruner)
@@ -92,6 +94,7 @@ class Search:
 
         Raises:
             GateError: too many failed in a row.
+            Preempted: the process was told to end, and has saved.
         """
         said = 0.0
         while True:
@@ -107,6 +110,8 @@ class Search:
             assert hold is not None
             try:
                 self._run(trials[number], trials, resumes=resumes)
+            except Preempted:
+                raise Preempted(f"told to end: trial {number} is saved; the same command goes on there") from None
             finally:
                 hold.release()
 
@@ -191,7 +196,7 @@ class Search:
                 )
 
 
-def describe_study(config: RunConfig, settings: Tune, space: Space, *, num_threads: int) -> Study:
+def describe_study(config: RunConfig, settings: Tune, space: Space, *, dataset: str, num_threads: int) -> Study:
     """What the study is."""
     runs = config.deciding(exact=True)
     runs = {key: value for key, value in runs.items() if key not in ("name", "experiment", "tracking", "cost")}
@@ -205,6 +210,7 @@ def describe_study(config: RunConfig, settings: Tune, space: Space, *, num_threa
         space=as_json(space),
         pruner=None if settings.pruner is None else settings.pruner.resolved(),
         config=_without(runs, space),
+        dataset=dataset,
         num_threads=num_threads,
     )
 
