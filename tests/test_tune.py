@@ -61,7 +61,7 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def test_the_best_trial_is_a_train_command_with_the_same_scores(lab: Layout, tmp_path: Path) -> None:
     path = write_study(tmp_path / "run.yaml")
-    search = search_of(path, lab, overrides=["training.batch_size=128"])
+    search = search_of(path, lab, overrides=["training.batch_size=128", "tune.seed=5"])
     search.work(3)
     report = Report.of(search)
     result = run_command(report.command, lab)
@@ -215,6 +215,7 @@ def test_any_key_can_be_searched(lab: Layout, tmp_path: Path) -> None:
         ({"space": {"experiment": {"name": "choice", "values": ["a"]}}}, "nothing that a trial can have of its own"),
         ({"strategy": "tpee"}, "Unknown strategy 'tpee'. Did you mean 'tpe'"),
         ({"strategy": "grid"}, "needs `points`"),
+        ({"strategy": "grid", "space": {}}, "A grid needs `tune.space`"),
         ({"pruner": {"name": "ashaa"}}, "Unknown pruner 'ashaa'. Did you mean 'asha'"),
         ({"metric": "accuracy"}, "the test split, which must not choose"),
         ({"metric": "cleverness"}, "must not choose.*Known are val_loss"),

@@ -60,8 +60,8 @@ class Search:
         config = parse_config(self._document, RunConfig)
         self.config = config
         settings = config.tune or Tune()
-        space = settings.space or default_space(config, tables.space)
         _check(config, settings)
+        space = settings.space or default_space(config, tables.space)
         check_space(self._document, space)
         strategy: Strategy = look_up(tables.strategies, settings.strategy, what="strategy")
         pruner = _make_pruner(config, settings, tables)
@@ -174,7 +174,8 @@ class Search:
 
     def train_command(self, trial: Trial) -> str:
         """The `train` command whose run has a trial's values, and so its score."""
-        settings = [*self.overrides, *as_overrides(self.values_of(trial))]
+        own = (override for override in self.overrides if not override.startswith("tune."))
+        settings = [*own, *as_overrides(self.values_of(trial))]
         return " ".join(
             [f"nexa train --config {self.config_path}", *(f"--override {shlex.quote(each)}" for each in settings)]
         )
@@ -239,8 +240,12 @@ def _make_pruner(config: RunConfig, settings: Tune, tables: Tables) -> BasePrune
 
 
 def _check(config: RunConfig, settings: Tune) -> None:
-    """Raises UserError where the metric cannot be had, or must not choose."""
+    """Raises UserError where the search cannot be had, or its metric must not choose."""
     metric = settings.metric
+    if settings.strategy == "grid" and not settings.space:
+        raise UserError(
+            "A grid needs `tune.space`, with `points` for each range: how many values between low and high."
+        )
     if not read_world(os.environ).is_alone:
         raise UserError("A search is no job for a launcher of processes: start `nexa tune` by itself, with --workers.")
     if metric not in OF_VALIDATION and config.evaluation.split == "test":
