@@ -126,7 +126,7 @@ def kill_often(path: Path, lab: Layout, *, num_workers: int, num_kills: int, see
     log = lab.root / "worker.log"
     running = [start_worker(path, lab, num_trials, log=log) for _ in range(num_workers)]
     for _ in range(num_kills):
-        time.sleep(draw.uniform(0.05, 0.5))
+        time.sleep(draw.uniform(0.05, 0.3))
         victim = draw.randrange(num_workers)
         os.kill(running[victim], signal.SIGKILL)
         assert end_of(running[victim]) in (None, 0), log.read_text() if log.exists() else ""
@@ -146,7 +146,7 @@ def test_fifty_random_kills_of_four_workers(
     if storage == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
         own = {"storage": server.url, "study": f"kills_{os.getpid()}"}
-    num_trials = 120
+    num_trials = 160
     for name in ("alone", "lab"):
         shutil.copytree(prepared, tmp_path / name)
     expected = trials_of(
