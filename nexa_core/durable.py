@@ -144,17 +144,20 @@ class Journal:
 
     What a killed writer left of a last line is cut off when it is opened; `cut_bytes` says how much that was.
 
+    Args:
+        waits: for the process that holds it.
+
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, and it was not to be waited for.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, waits: bool = False):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._secrets = known_secrets()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 -- closed by `close`
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             self.cut_bytes = self._mend()
             self._size = os.fstat(self._file.fileno()).st_size
         except BaseException:

@@ -195,3 +195,13 @@ def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:
         return num_worse >= settings.patience_epochs
 
     return should_stop
+
+
+def never(state: State) -> bool:
+    """Goes on to the end."""
+    return False
+
+
+def any_of(*reasons: Callable[[State], bool]) -> Callable[[State], bool]:
+    """Whether there is any reason to stop."""
+    return lambda state: any(stops(state) for stops in reasons)

@@ -29,7 +29,7 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result, release
-from nexa_train.hooks import Preemption, Throughput, Tracking, early_stop, rates_as_text
+from nexa_train.hooks import Preemption, Throughput, Tracking, any_of, early_stop, never, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
@@ -37,6 +37,7 @@ from nexa_train.optim import learning_rate
 from nexa_train.room import room_needed
 from nexa_train.saving import Writer
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state, shared_facts
+from nexa_train.supervision import Pruned, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def run(
     resume: bool = False,
     resume_from: Path | None = None,
     now: Callable[[], datetime] = utc_now,
+    supervisor: Supervisor | None = None,
 ) -> TrainingResult:
     """Train to the end and say what came out: the one function behind every door.
 
@@ -64,8 +66,10 @@ def run(
         resume: continue the newest unfinished run of this very config; begin one where there is none; where it is
             finished already, only say so.
         resume_from: begin a new run at this checkpoint's step, with its weights and optimizer.
+        supervisor: the search that the run is a trial of; only for training in this process.
 
     Raises:
+        Pruned: the supervisor gave the run up.
         UserError: the config does not fit the data, the machine, or the run or checkpoint to continue.
         GateError: the loss became NaN or infinite.
         NodeError: a machine or process cannot take part, or was lost.
@@ -88,7 +92,7 @@ def run(
         )
     config = _with_world_size(config, world.size)
     if world.is_main:
-        return _run_here(config, world, layout, config_path, resume, resume_from, now)
+        return _run_here(config, world, layout, config_path, resume, resume_from, now, supervisor)
     warn_only()
     try:
         return _run_here(config, world, layout, config_path, resume, resume_from, now)
@@ -104,12 +108,13 @@ def _run_here(
     resume: bool,
     resume_from: Path | None,
     now: Callable[[], datetime],
+    supervisor: Supervisor | None = None,
 ) -> TrainingResult:
     """This process's part."""
     timeout_seconds = config.training.distributed.timeout_seconds
     unfit_path = layout.logs / f"{config.experiment}_{config.name}_health.json"
     try:
-        job, run_before = _prepare(config, world, layout, resume, resume_from)
+        job, run_before = _prepare(config, world, layout, resume, resume_from, supervisor)
     except (UserError, NodeError) as error:
         tell_others(world, error, environment=os.environ, unfit_path=unfit_path, timeout_seconds=timeout_seconds)
         raise
@@ -133,11 +138,16 @@ def _run_here(
         timeout_seconds=timeout_seconds,
     ) as meeting:
         folder = run_before or _begin_together(meeting.group, job, now=now)
-        return _run_in(meeting, folder, job, config_path=config_path, now=now)
+        return _run_in(meeting, folder, job, config_path=config_path, now=now, supervisor=supervisor)
 
 
 def _prepare(
-    config: RunConfig, world: World, layout: Layout, resume: bool, resume_from: Path | None
+    config: RunConfig,
+    world: World,
+    layout: Layout,
+    resume: bool,
+    resume_from: Path | None,
+    supervisor: Supervisor | None,
 ) -> tuple[Job | None, RunFolder | None]:
     """The job, and the run to continue where there is one; no job where that run is finished."""
     device = _find_device(config, world)
@@ -147,7 +157,8 @@ def _prepare(
         return None, finished
     refuse_missing_trackers(os.environ)
     threads = None if unfinished is None else begun_threads(unfinished)
-    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
+    shelf = None if supervisor is None else supervisor.shelf
+    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads, shelf=shelf)
     return (job if unfinished is None else rejoin(unfinished, job)), unfinished
 
 
@@ -162,7 +173,13 @@ def _find_device(config: RunConfig, world: World) -> torch.device:
 
 
 def _run_in(
-    meeting: Meeting, folder: RunFolder, job: Job, *, config_path: Path | None, now: Callable[[], datetime]
+    meeting: Meeting,
+    folder: RunFolder,
+    job: Job,
+    *,
+    config_path: Path | None,
+    now: Callable[[], datetime],
+    supervisor: Supervisor | None,
 ) -> TrainingResult:
     """Train and finish; only the main process holds the folder and writes to it."""
     is_main = meeting.group.world.is_main
@@ -170,6 +187,8 @@ def _run_in(
         if is_main:
             held.enter_context(hold(folder))
             held.enter_context(log_to_file(job.layout.logs / f"{folder.run_id}.log"))
+            if supervisor is not None:
+                supervisor.begin(folder)
             if meeting.health is not None:
                 durable.write_json(folder.health, meeting.health.as_json())
         with meeting.heartbeat.phase("reading the checkpoint"):
@@ -178,7 +197,7 @@ def _run_in(
             threads = job.inputs["numerics"]["num_threads"]
             logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter, meeting)
+        _train(job, folder, state, meter, meeting, supervisor)
         release(state, is_sharded=job.is_sharded)
         if is_main:
             with meeting.heartbeat.phase("scoring"):
@@ -190,6 +209,7 @@ def _run_in(
                     config_path=config_path or folder.config,
                     now=now(),
                     renew=meeting.heartbeat.renew,
+                    publishes=supervisor is None,
                 )
         else:  # ahead of the main process, whose phase alone counts
             meeting.heartbeat.beat(state.step, "waiting for the scores")
@@ -197,11 +217,14 @@ def _run_in(
     return result if is_main else read_result(job.layout, folder)
 
 
-def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting) -> None:
+def _train(
+    job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting, supervisor: Supervisor | None
+) -> None:
     config, plan, group = job.config.training, job.plan, meeting.group
     world, heartbeat = group.world, meeting.heartbeat
     tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
+    gives_up = never if supervisor is None else supervisor.gives_up
     feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
     with (
         Preemption(group) as preemption,  # outermost: what is told while the state is being saved is heard as well
@@ -235,7 +258,7 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
             max_gradient_norm=config.max_gradient_norm,
             # A sharded model casts by itself, when it gathers its weights.
             autocast=partial(autocast, "float32" if job.is_sharded else config.precision, job.device),
-            should_stop=early_stop(config.early_stopping),
+            should_stop=any_of(early_stop(config.early_stopping), gives_up),
             hooks=[
                 lambda state, result: first_step.close(),
                 throughput,
@@ -253,6 +276,8 @@ def _train(job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting:
     if world.is_main:
         logger.info("%s", rates_as_text(rates))
     tracker.close()
+    if state.step < plan.num_steps and gives_up(state):  # at its end there is nothing to give up
+        raise Pruned(f"given up at step {state.step} of {plan.num_steps}", step=state.step)
 
 
 def _measure(job: Job, meter: CostMeter, world: World) -> Throughput:

@@ -99,6 +99,18 @@ def test_evaluating_models(lab: Lab) -> None:
     assert list(evaluation.glob("manifests/digits_eval_*.json"))
 
 
+def test_hyperparameter_search(lab: Lab) -> None:
+    command = f"python scripts/cli.py tune --config configs/default.yaml --max-trials 2 {QUICK}"
+    out = lab.succeed(command)
+    assert "random" in out
+    assert "2 complete" in out
+    (best,) = re.findall(r"^  (nexa train --config configs/default.yaml .*)$", out, re.MULTILINE)
+    assert "--override training.optimizer.lr=" in best
+    assert "--override model.parameters.dropout=" in best
+    lab.succeed(best)
+    assert lab.succeed(command) == out
+
+
 def test_packaging(lab: Lab) -> None:
     lab.succeed("python scripts/cli.py package --config configs/default.yaml --output artifacts/package")
     assert list((lab.folder / "artifacts/package").glob("digits_*.tar.gz"))
@@ -164,7 +176,6 @@ def test_the_distillation_pipeline(lab: Lab) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "python scripts/cli.py tune --config configs/default.yaml --max-trials 5",
         "MLFLOW_TRACKING_URI=http://127.0.0.1:1 nexa train",
         "WANDB_API_KEY=0123456789 nexa train",
     ],

@@ -10,6 +10,7 @@ from nexa_core.config.data import NAME_PATTERN
 from nexa_core.config.distillation import Distillation
 from nexa_core.config.model import ModelConfig
 from nexa_core.config.training import Distributed, Training
+from nexa_core.config.tune import Tune
 
 
 class Data(Settings):
@@ -74,6 +75,7 @@ class RunConfig(Settings):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     cost: Cost = Cost()
+    tune: Tune | None = None
 
     def deciding(self, *, exact: bool) -> dict[str, Any]:
         """The resolved settings, with the defaults in place of those that only say how the work is shared out.
@@ -100,6 +102,7 @@ def deciding(resolved: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     found = {**resolved, "training": {**training, "distributed": {**training["distributed"], **neutral}}}
     if found.get("distillation") is None:  # so that a run without a teacher is what it was before there were any
         found.pop("distillation", None)
+    found.pop("tune", None)
     if found["data"].get("category") == "training":
         found["data"] = {name: value for name, value in found["data"].items() if name != "category"}
     return found
