@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,12 @@ class Tail:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def follow(destination: Destination, story: Story, *, ending: Ending, complain: Callable[[str], None] | None) -> None:
-    """Send until the run has ended and everything is sent.
+def follow(destination: Destination, story: Story, *, ending: Ending, complain: Callable[[str], None] | None) -> bool:
+    """Send until the run has ended; whether everything is sent then.
 
     Args:
-        complain: is told once when the tracker cannot be reached, which is then tried again; without it that is raised.
+        complain: is told once when the tracker cannot be reached, which is then tried again, a last time
+            when the run has ended; without it that is raised.
 
     Raises:
         Refused: the tracker says no.
@@ -72,6 +72,7 @@ def follow(destination: Destination, story: Story, *, ending: Ending, complain: 
         stages = _Stages(destination, story, ending)
         num_failures, has_complained = 0, False
         while not stages.are_done:
+            is_last_try = ending.is_said()
             try:
                 stages.go_on()
                 num_failures = 0
@@ -81,8 +82,11 @@ def follow(destination: Destination, story: Story, *, ending: Ending, complain: 
                 if not has_complained:
                     complain(str(error))
                     has_complained = True
-                _rest(ending, SECONDS_BETWEEN_TRIES[min(num_failures, len(SECONDS_BETWEEN_TRIES) - 1)])
+                if is_last_try:
+                    return False
+                ending.wait(SECONDS_BETWEEN_TRIES[min(num_failures, len(SECONDS_BETWEEN_TRIES) - 1)])
                 num_failures += 1
+    return True
 
 
 class _Stages:
@@ -115,9 +119,3 @@ class _Stages:
             self.are_done = True
         else:
             self._ending.wait(SECONDS_BETWEEN_LOOKS)
-
-
-def _rest(ending: Ending, seconds: float) -> None:
-    """Wait; once the run has ended, only as long as it may take a server to come back."""
-    if ending.is_said() or ending.wait(seconds):
-        time.sleep(0.5)

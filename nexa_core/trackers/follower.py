@@ -40,11 +40,11 @@ def main() -> None:
     story = Story(Layout(given.root), RunFolder(given.run), given.after)
     try:
         destination = look_up(DESTINATIONS, given.destination, what="tracker")()
-        follow(destination, story, ending=ending, complain=complain)
+        is_complete = follow(destination, story, ending=ending, complain=complain)
     except Exception as error:
         complain(str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}")
         os._exit(1)  # without the clients' own farewells, which wait for their servers
-    os._exit(0)
+    os._exit(0 if is_complete else 1)
 
 
 def _listen(ending: Ending, wait_seconds: float) -> None:

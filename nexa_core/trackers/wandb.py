@@ -1,6 +1,7 @@
 """A run at Weights & Biases: settings, curves, scores, files and the model."""
 
 import os
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from nexa_core.trackers.wandb_files import last_step
 
 EXIT_CODE = {"finished": 0, "failed": 1, "killed": 255}
 INIT_SECONDS = 30.0
+NO = re.compile(r"\b40[0134]\b")
+"""In what the client says of a server that answered."""
 QUIET: dict[str, Any] = {
     "console": "off",
     "disable_code": True,
@@ -55,7 +58,8 @@ class Wandb:
                 settings=client.Settings(**QUIET),
             )
         except CommError as error:
-            raise Unreachable(str(error)) from error
+            client.teardown()  # the next try gets a client of its own: this one says that the run is in use
+            raise (Refused if NO.search(str(error)) else Unreachable)(str(error)) from error
         except Error as error:
             raise Refused(str(error)) from error
         self._next_step = self._first_step()
