@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill bench-kd clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill bench-kd bench-trackers clean
 
 setup: $(STAMP)
 
@@ -81,6 +81,9 @@ bench-kd: $(STAMP)
 	$(PEERS_KD)/bin/python -m pip install --quiet torch==2.13.0
 	$(PEERS_KD)/bin/python -m pip install --quiet -r benchmarks/distill/requirements_kd.txt
 	$(BIN)/python -m benchmarks.distill.kd --peers $(PEERS_KD)/bin/python
+
+bench-trackers: $(STAMP)
+	$(BIN)/python -m benchmarks.trackers.compare
 
 clean:
 	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(PEERS_KD) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -43,6 +43,8 @@ class Tail:
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
+        self.is_at_end = True
+        """Whether the last reading came to where the file ended."""
 
     def read(self) -> list[dict[str, Any]]:
         """The next lines, some thousands at most."""
@@ -52,6 +54,7 @@ class Tail:
                 data = file.read(MAX_BYTES_AT_ONCE)
         except FileNotFoundError:
             return []
+        self.is_at_end = len(data) < MAX_BYTES_AT_ONCE
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
@@ -112,10 +115,8 @@ class _Stages:
             self._destination.send(self._lines)
         if self._lines or self._pace_lines:
             self._lines, self._pace_lines = [], []
-            if not is_over:
-                self._ending.wait(SECONDS_BETWEEN_LOOKS)
         elif is_over:
             self._destination.finish(self._ending.word)
             self.are_done = True
-        else:
+        if self._record.is_at_end and not is_over:
             self._ending.wait(SECONDS_BETWEEN_LOOKS)

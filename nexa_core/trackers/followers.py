@@ -76,7 +76,8 @@ class _Follower:
             env={**os.environ, **wanted.environment, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
             start_new_session=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
 
     def tell(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -95,6 +96,7 @@ class _Follower:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._listening.join(timeout=1.0)  # its last complaint comes before what is said of the end
             durable.remove_if_left(self._lock)
 
     def _listen(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb as client
-from wandb.errors import CommError, Error
+from wandb.errors import AuthenticationError, CommError, Error
 
 from nexa_core.trackers.destinations import Refused, Unreachable
 from nexa_core.trackers.story import Story, Times
@@ -57,6 +57,8 @@ class Wandb:
                 dir=str(story.layout.logs),
                 settings=client.Settings(**QUIET),
             )
+        except AuthenticationError as error:
+            raise Refused(str(error)) from error
         except CommError as error:
             client.teardown()  # the next try gets a client of its own: this one says that the run is in use
             raise (Refused if NO.search(str(error)) else Unreachable)(str(error)) from error
