@@ -130,6 +130,10 @@ class Appender:
     def write(self, value: Any) -> None:
         self._file.write(json_line(value, self._secrets))
 
+    def show(self) -> None:
+        """Let who reads the file see what was written, without waiting for the disk."""
+        self._file.flush()
+
     def flush(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -227,6 +231,17 @@ def open_lock(path: Path) -> TextIO:
     """A file without content, to be locked with `flock`; made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, "a")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this path; the file is there no longer than the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _open_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def json_line(value: Any, secrets: Secrets | None = None) -> bytes:

@@ -38,8 +38,3 @@ class Stopped(NexaError):
 
     def __init__(self, message: str = "interrupted; a training run continues from its newest checkpoint with --resume"):
         super().__init__(message)
-
-
-def not_built_yet(what: str, instead: str) -> UserError:
-    """The refusal of a command that the runbook names and this version does not have."""
-    return UserError(f"{what} is not part of this version. {instead}")

@@ -18,7 +18,7 @@ from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder, hold
-from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
+from nexa_core.trackers import Tracker, Trackers
 from nexa_models.flops import attended_lengths, mean_length, peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
@@ -29,13 +29,14 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result, release
-from nexa_train.hooks import Preemption, Throughput, Tracking, any_of, early_stop, never, rates_as_text
+from nexa_train.hooks import Pace, Preemption, Throughput, Tracking, any_of, early_stop, never, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
 from nexa_train.optim import learning_rate
 from nexa_train.room import room_needed
 from nexa_train.saving import Writer
+from nexa_train.sending import open_trackers
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state, shared_facts
 from nexa_train.supervision import Pruned, Supervisor
 
@@ -78,7 +79,6 @@ def run(
     world = read_world(os.environ)
     asked = config.training.distributed.world_size
     if world.is_alone and asked > 1:
-        refuse_missing_trackers(os.environ)
         distributed = config.training.distributed
         exact = distributed.is_exact(choose_device(config.training.device).type)
         count_microbatches(config.training, World(size=asked, local_size=asked), exact=exact)
@@ -155,7 +155,6 @@ def _prepare(
     unfinished = find_run_of(config, layout, finished=False, exact=exact) if resume else None
     if resume and unfinished is None and (finished := find_run_of(config, layout, finished=True, exact=exact)):
         return None, finished
-    refuse_missing_trackers(os.environ)
     threads = None if unfinished is None else begun_threads(unfinished)
     shelf = None if supervisor is None else supervisor.shelf
     job = make_job(config, layout, world=world, source=resume_from, num_threads=threads, shelf=shelf)
@@ -196,8 +195,9 @@ def _run_in(
         if job.is_exact and job.config.training.num_threads is None and is_main and not meeting.group.world.is_alone:
             threads = job.inputs["numerics"]["num_threads"]
             logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
+        tracker = held.enter_context(open_trackers(job, folder, resume_step=state.step)) if is_main else Trackers([])
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter, meeting, supervisor)
+        _train(job, folder, state, meter, meeting, tracker, supervisor)
         release(state, is_sharded=job.is_sharded)
         if is_main:
             with meeting.heartbeat.phase("scoring"):
@@ -218,11 +218,16 @@ def _run_in(
 
 
 def _train(
-    job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting, supervisor: Supervisor | None
+    job: Job,
+    folder: RunFolder,
+    state: State,
+    meter: CostMeter,
+    meeting: Meeting,
+    tracker: Tracker,
+    supervisor: Supervisor | None,
 ) -> None:
     config, plan, group = job.config.training, job.plan, meeting.group
     world, heartbeat = group.world, meeting.heartbeat
-    tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
     gives_up = never if supervisor is None else supervisor.gives_up
     feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
@@ -262,6 +267,7 @@ def _train(
             hooks=[
                 lambda state, result: first_step.close(),
                 throughput,
+                Pace(tracker),
                 tracking,
                 reach_milestones,
                 preemption.obey(save),
@@ -275,7 +281,7 @@ def _train(
     meter.note_rates(rates)
     if world.is_main:
         logger.info("%s", rates_as_text(rates))
-    tracker.close()
+    tracker.flush()
     if state.step < plan.num_steps and gives_up(state):  # at its end there is nothing to give up
         raise Pruned(f"given up at step {state.step} of {plan.num_steps}", step=state.step)
 
@@ -299,13 +305,6 @@ def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> R
 def _with_world_size(config: RunConfig, size: int) -> RunConfig:
     distributed = config.training.distributed.model_copy(update={"world_size": size})
     return config.model_copy(update={"training": config.training.model_copy(update={"distributed": distributed})})
-
-
-def _open_trackers(job: Job, folder: RunFolder, *, resume_step: int) -> Tracker:
-    trackers: list[Tracker] = [JsonlTracker(folder.step_metrics, resume_step=resume_step)]
-    if job.config.tracking.tensorboard:
-        trackers.append(TensorBoardTracker(job.layout.logs / folder.run_id))
-    return Trackers(trackers)
 
 
 if __name__ == "__main__":

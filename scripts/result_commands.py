@@ -180,3 +180,23 @@ def leaderboard(
 
     board = make_leaderboard(Layout.from_environment(), experiment=experiment, metric=metric)
     show(board.as_json(), board.as_text(), as_json)
+
+
+@app.command(name="track-sync")
+def track_sync(
+    run_id: Annotated[str, typer.Argument(help="The run, as its folder is named.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="mlflow or wandb. [default: each that the shell, .env or the run's config asks for]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a run to MLflow and W&B: what they missed while it ran, or all of it; nothing twice.
+
+    Example: nexa track-sync baseline_20260102_030405 --to mlflow
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.track_sync import track_sync as sync_run
+
+    result = sync_run(run_id, Layout.from_environment(), to=to)
+    show(result.as_json(), result.as_text(), as_json)
