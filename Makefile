@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill bench-kd clean
+.PHONY: setup demo test test-slow check format bench bench-train bench-data bench-sync bench-distill bench-kd bench-tune bench-trackers clean
 
 setup: $(STAMP)
 
@@ -82,5 +82,15 @@ bench-kd: $(STAMP)
 	$(PEERS_KD)/bin/python -m pip install --quiet -r benchmarks/distill/requirements_kd.txt
 	$(BIN)/python -m benchmarks.distill.kd --peers $(PEERS_KD)/bin/python
 
+# A study beside bare Optuna; then, for an hour or two, studies by `tpe` and by `random`.
+bench-tune: $(STAMP)
+	$(BIN)/python -m benchmarks.tune.overhead
+	for seed in 0 1 2 3 4 5 6 7 8 9; do $(BIN)/python -m benchmarks.tune.quality run digits --seed $$seed || exit 1; done
+	for seed in 0 1 2 3 4; do $(BIN)/python -m benchmarks.tune.quality run python_docs --seed $$seed || exit 1; done
+	$(BIN)/python -m benchmarks.tune.quality show
+
+bench-trackers: $(STAMP)
+	$(BIN)/python -m benchmarks.trackers.compare
+
 clean:
-	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(PEERS_KD) $(ROWS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) $(PEERS_DATA) $(PEERS_SYNC) $(PEERS_DISTILL) $(PEERS_KD) $(ROWS) benchmarks/.tune .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

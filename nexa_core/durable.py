@@ -130,6 +130,10 @@ class Appender:
     def write(self, value: Any) -> None:
         self._file.write(json_line(value, self._secrets))
 
+    def show(self) -> None:
+        """Let who reads the file see what was written, without waiting for the disk."""
+        self._file.flush()
+
     def flush(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -144,17 +148,20 @@ class Journal:
 
     What a killed writer left of a last line is cut off when it is opened; `cut_bytes` says how much that was.
 
+    Args:
+        waits: for the process that holds it.
+
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, and it was not to be waited for.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, waits: bool = False):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._secrets = known_secrets()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 -- closed by `close`
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             self.cut_bytes = self._mend()
             self._size = os.fstat(self._file.fileno()).st_size
         except BaseException:
@@ -224,6 +231,17 @@ def open_lock(path: Path) -> TextIO:
     """A file without content, to be locked with `flock`; made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, "a")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this path; the file is there no longer than the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _open_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def json_line(value: Any, secrets: Secrets | None = None) -> bytes:

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, MutableMapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ def describe_environment(*, numerics: Mapping[str, Any], environment: Mapping[st
         "cpu": cpu_name(),
         "num_cpus": os.cpu_count(),
         "numerics": dict(numerics),
-        "packages": installed_packages(),
+        "packages": dict(installed_packages()),
         "git": git_state(Path(__file__).resolve().parent.parent),
         "variables": {name: environment[name] for name in RECORDED_VARIABLES if name in environment},
     }
 
 
+@cache
 def installed_packages() -> dict[str, str]:
-    """Name and version of every installed distribution."""
+    """Name and version of every distribution that was installed when the process first asked: reading hundreds takes longer
+    than a short run trains."""
     found = {
         dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]
     }

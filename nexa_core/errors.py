@@ -5,6 +5,8 @@ class NexaError(Exception):
     """A message for the user, printed without a traceback."""
 
     exit_code = 1
+    leaves_run = "failed"
+    """The state of a run that it ended."""
 
 
 class UserError(NexaError, ValueError):
@@ -29,6 +31,7 @@ class Preempted(NexaError):
     """The process was told to end (SIGTERM); it finished its step and saved, so the same command goes on from there."""
 
     exit_code = 143
+    leaves_run = "interrupted"
 
 
 class Interrupted(Preempted):
@@ -41,11 +44,7 @@ class Stopped(NexaError):
     """Ctrl-C: the command stopped where it was."""
 
     exit_code = 130
+    leaves_run = "interrupted"
 
     def __init__(self, message: str = "interrupted; a training run continues from its newest checkpoint with --resume"):
         super().__init__(message)
-
-
-def not_built_yet(what: str, instead: str) -> UserError:
-    """The refusal of a command that the runbook names and this version does not have."""
-    return UserError(f"{what} is not part of this version. {instead}")

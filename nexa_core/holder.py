@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from nexa_core import durable
-from nexa_core.errors import NexaError, Preempted, Stopped, UserError
+from nexa_core.errors import NexaError, Stopped, UserError
 from nexa_core.runs import RunFolder
 
 SECONDS_BETWEEN_NOTES = 2.0
@@ -71,8 +71,8 @@ class Ending:
     """How the last process that wrote to an unfinished run ended, where it could say so."""
 
     at: str
-    failed: bool
-    """By an error; otherwise it was told to end."""
+    state: str
+    """What the run is now: `NexaError.leaves_run`."""
     said: str
 
 
@@ -140,11 +140,16 @@ def is_held(run: RunFolder, holder: Holder | None) -> bool:
 
 
 @contextlib.contextmanager
-def at_rest(run: RunFolder) -> Iterator[bool]:
-    """Whether no process writes to the run; if so, none begins to while the block lasts. Nothing is written."""
+def at_rest(run: RunFolder, *, alone: bool = False) -> Iterator[bool]:
+    """Whether no process writes to the run; if so, none begins to while the block lasts. Nothing is written.
+
+    Args:
+        alone: nor does another process look, for what it would do must not be done twice.
+    """
+    kind, mode = (fcntl.LOCK_EX, "r+") if alone else (fcntl.LOCK_SH, "r")
     with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(held.enter_context(_lock_path(run).open("r")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(held.enter_context(_lock_path(run).open(mode)), kind | fcntl.LOCK_NB)
         except FileNotFoundError:
             pass  # none ever did
         except BlockingIOError:
@@ -178,9 +183,11 @@ def _take(lock: TextIO, run: RunFolder) -> None:
 
 
 def _describe(error: BaseException) -> Ending:
-    told = isinstance(error, Preempted | Stopped | KeyboardInterrupt)
+    kind = (
+        type(error) if isinstance(error, NexaError) else Stopped if isinstance(error, KeyboardInterrupt) else NexaError
+    )
     said = str(error) if isinstance(error, NexaError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    return Ending(datetime.now(UTC).isoformat(timespec="seconds"), not told, said)
+    return Ending(datetime.now(UTC).isoformat(timespec="seconds"), kind.leaves_run, said)
 
 
 def _boot() -> str:

@@ -50,3 +50,21 @@ def log_to_file(path: Path) -> Iterator[None]:
 def _let_our_messages_through() -> None:
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def quiet(*, except_for: str) -> Iterator[None]:
+    """On stderr only warnings, and the messages of one package, while the block runs; files get everything."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name.startswith(except_for)
+
+    handlers = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    shown = [each for each in handlers if each.stream is sys.stderr]
+    for handler in shown:
+        handler.addFilter(passes)
+    try:
+        yield
+    finally:
+        for handler in shown:
+            handler.removeFilter(passes)

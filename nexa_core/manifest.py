@@ -61,12 +61,13 @@ def check_manifest(manifest: Manifest, *, where: str) -> None:
             raise UserError(f"{where}: metric '{name}' is {value}; a manifest holds finite numbers only")
 
 
-def write_manifest(layout: Layout, manifest: Manifest) -> Path:
-    """Write `runs/manifests/<run_id>.json` and show it as the newest; the last write of a run."""
+def write_manifest(layout: Layout, manifest: Manifest, *, publishes: bool = True) -> Path:
+    """Write `runs/manifests/<run_id>.json` and show it as the newest, unless told not to; the last write of a run."""
     path = layout.run_manifests / f"{manifest['run_id']}.json"
     check_manifest(manifest, where=str(path))
     durable.write_json(path, manifest)
-    durable.publish(path, layout.run_manifests / LATEST)
+    if publishes:
+        durable.publish(path, layout.run_manifests / LATEST)
     return path
 
 

@@ -5,14 +5,19 @@ import re
 from collections.abc import Mapping
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+PASSWORD_IN_ADDRESS = re.compile(r"://[^/@:\s]*:([^/@\s]+)@")
 SHORTEST_SECRET = 8  # shorter values are words that stand in ordinary text as well
 
 Secrets = tuple[tuple[str, str], ...]
 
 
 def known_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
-    """(value, name) of every secret of the environment, the longest first, because one may be a part of another."""
+    """(value, name) of every secret of the environment, the longest first, because one may be a part of another.
+
+    The password in an address (https://user:password@host) is one as well.
+    """
     found = [(value, name) for name, value in environment.items() if SECRET_NAME.search(name)]
+    found += [(part, name) for name, value in environment.items() for part in PASSWORD_IN_ADDRESS.findall(value)]
     return tuple(sorted((pair for pair in found if len(pair[0]) >= SHORTEST_SECRET), key=lambda pair: -len(pair[0])))
 
 

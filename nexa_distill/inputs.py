@@ -11,7 +11,6 @@ from nexa_core import digests
 from nexa_core.config import DataConfig, DistillConfig, load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_data.prepare import prepare
 from nexa_distill.places import Place, place_of, require_file
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ def open_inputs(config: DistillConfig, layout: Layout) -> "Inputs":
     if config.prepare is not None and not place_of(layout, config.inputs, FOLDER).path.exists():
         data = load_config(layout.find(config.prepare), DataConfig)
         if wanted := tuple(dataset for dataset in data.datasets if dataset.key == config.inputs):
+            from nexa_data.prepare import prepare  # what a run whose inputs are there does not need
+
             logger.info("%s is not there yet: preparing it from %s", config.inputs, config.prepare)
             prepare(data.model_copy(update={"datasets": wanted}), layout)
     return Inputs(layout, config.inputs, max_rows=config.collect.max_samples)

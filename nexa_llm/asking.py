@@ -94,7 +94,8 @@ class Asking:
         self._tokens_limit = RateLimit(pace.tokens_per_minute, clock) if pace.tokens_per_minute else None
         self._jobs: deque[Job] = deque()
         self._done: dict[int, Answer | str] = {}
-        self._bought: dict[str, asyncio.Future[Answer | None]] = {}
+        self._buying: dict[str, asyncio.Future[Answer | None]] = {}
+        self._bought_since: set[str] = set()  # requests were last looked up
         self._num_taken = self._next = 0
         self._halt: BaseException | None = None
 
@@ -188,6 +189,7 @@ class Asking:
             return
         keys = [self._teacher.key(request) for request in requests]
         stored = self._store.get(keys)
+        self._bought_since.clear()  # no request that was looked up before is still to be taken
         for request, key in zip(requests, keys, strict=True):
             index = self._num_taken
             self._num_taken += 1
@@ -204,12 +206,12 @@ class Asking:
 
     async def _answer(self, job: Job) -> Answer | None:
         """The answer; None where the run stops before there is one."""
-        if (twin := self._bought.get(job.key)) is not None:
+        if (twin := self._buying.get(job.key)) is not None:
             found = await asyncio.shield(twin)
             return None if found is None else replace(found, is_new=False)
-        if stored := self._store.get([job.key]):  # an equal request was answered since this one was looked up
+        if job.key in self._bought_since and (stored := self._store.get([job.key])):  # by an equal request
             return self._read(job.key, stored[job.key])
-        self._bought[job.key] = bought = asyncio.get_running_loop().create_future()
+        self._buying[job.key] = bought = asyncio.get_running_loop().create_future()
         try:
             answer = await self._buy(job)
         except BaseException as error:
@@ -217,10 +219,11 @@ class Asking:
             bought.exception()  # an equal request may wait for it, or none
             raise
         else:
+            self._bought_since.add(job.key)
             bought.set_result(answer)
             return answer
         finally:
-            del self._bought[job.key]
+            del self._buying[job.key]
 
     async def _buy(self, job: Job) -> Answer | None:
         for number in range(1, self._pace.max_tries + 1):

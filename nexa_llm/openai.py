@@ -55,6 +55,7 @@ class OpenAi:
         if self._key is None and url.hostname.endswith("openai.com"):
             raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
         self._secrets = _secrets(self._url, self._key, environment)
+        self._completions = self._at("chat/completions")
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """What is sent, as the server gets it."""
@@ -114,7 +115,7 @@ class OpenAi:
         began = time.monotonic()
         try:
             async with session.post(
-                self._at("chat/completions"), data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
+                self._completions, data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
             ) as response:
                 body = await response.read()
         except TimeoutError:

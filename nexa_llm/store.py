@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,7 +35,38 @@ create table if not exists unusable (call text primary key, key text not null, r
 """
 FORMAT = 1
 KEYS_A_QUESTION = 500
-Operation = tuple[str, Sequence[Any]]
+ROWS_A_STATEMENT = 128
+"""Many rows in one statement: the interpreter is handed over once for all of them, and not once for each."""
+BEGIN = (
+    "insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd) values {rows}",
+    "(?, ?, ?, ?, ?, ?)",
+)
+MADE = (
+    "insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd, state, picousd) values {rows}",
+    "(?, ?, ?, ?, ?, 0, 'answered', 0)",
+)
+KEEP = ("insert or ignore into answers (key, call, latency_seconds, raw) values {rows}", "(?, ?, ?, ?)")
+SETTLE = (
+    "with new (id, picousd, prompt_tokens, completion_tokens) as (values {rows}) update calls set state = 'answered', "
+    "picousd = new.picousd, prompt_tokens = new.prompt_tokens, completion_tokens = new.completion_tokens from new "
+    "where calls.id = new.id",
+    "(?, ?, ?, ?)",
+)
+FAIL = (
+    "with new (id, state, picousd, detail) as (values {rows}) update calls set state = new.state, picousd = new.picousd, "
+    "detail = new.detail from new where calls.id = new.id",
+    "(?, ?, ?, ?)",
+)
+SET_ASIDE = (
+    "insert or replace into unusable (call, key, raw) select call, key, raw from answers where key in ({rows})",
+    "?",
+)
+TAKE_OUT = ("delete from answers where key in ({rows})", "?")
+IN_ORDER = (SETTLE, SET_ASIDE, TAKE_OUT, FAIL, BEGIN, MADE, KEEP)
+"""An unusable answer is taken out before the next try's comes in."""
+Statement = tuple[str, str]
+"""With a place for rows, and what stands for each of them."""
+Operation = tuple[Statement, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,12 @@ class Store:
                 "it, or stop it."
             ) from None
         with _disk_told(self._path):
-            self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(
+                self._path,
+                check_same_thread=False,
+                isolation_level=None,
+                cached_statements=len(IN_ORDER) * ROWS_A_STATEMENT,
+            )
             self._read = sqlite3.connect(self._path)
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
@@ -135,48 +172,30 @@ class Store:
     async def begin(self, call: Call, *, teacher: str, sent_at: float) -> None:
         """Write down that a request goes out."""
         row = (call.id, call.key, call.purpose, teacher, sent_at, call.reserved_picousd)
-        await self._write(
-            ("insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd) values (?, ?, ?, ?, ?, ?)", row)
-        )
+        await self._write((BEGIN, row))
 
     async def keep(self, call: Call, raw: bytes, latency_seconds: float | None) -> None:
         """Write down what came back, as it came."""
-        await self._write(*_keep(call.id, call.key, raw, latency_seconds))
+        await self._write((KEEP, (call.key, call.id, latency_seconds, raw)))
 
     def settle(self, call: Call, picousd: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Note what an answer cost; it goes to the disk with whatever is written next."""
-        statement = (
-            "update calls set state = 'answered', picousd = ?, prompt_tokens = ?, completion_tokens = ? where id = ?"
-        )
-        self._operations.append((statement, (picousd, prompt_tokens, completion_tokens, call.id)))
+        self._operations.append((SETTLE, (call.id, picousd, prompt_tokens, completion_tokens)))
 
     def fail(
         self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed", unusable: bool = False
     ) -> None:
         """Note that nothing came of a call, or nothing that can be used; likewise."""
         if unusable:
-            self._operations += [
-                (
-                    "insert or replace into unusable (call, key, raw) select call, key, raw from answers where key = ?",
-                    (call.key,),
-                ),
-                ("delete from answers where key = ?", (call.key,)),
-            ]
-        statement = "update calls set state = ?, picousd = ?, detail = ? where id = ?"
-        self._operations.append((statement, (state, picousd, detail[:500], call.id)))
+            self._operations += [(SET_ASIDE, (call.key,)), (TAKE_OUT, (call.key,))]
+        self._operations.append((FAIL, (call.id, state, picousd, detail[:500])))
 
     def put_batch(self, rows: Iterable[tuple[Call, bytes, float | None]], *, teacher: str, at: float) -> None:
         """Write down answers that cost nothing but time, all on the disk when it returns."""
         operations: list[Operation] = []
         for call, raw, latency_seconds in rows:
-            operations.append(
-                (
-                    "insert into calls (id, key, purpose, teacher, sent_at, reserved_picousd, state, picousd) "
-                    "values (?, ?, ?, ?, ?, 0, 'answered', 0)",
-                    (call.id, call.key, call.purpose, teacher, at),
-                )
-            )
-            operations += _keep(call.id, call.key, raw, latency_seconds)
+            operations.append((MADE, (call.id, call.key, call.purpose, teacher, at)))
+            operations.append((KEEP, (call.key, call.id, latency_seconds, raw)))
         self._commit(operations)
 
     def cut_off(self) -> list[Call]:
@@ -229,8 +248,10 @@ class Store:
         with _disk_told(self._path):
             self._db.execute("begin immediate")
             try:
-                for statement, values in operations:
-                    self._db.execute(statement, values)
+                for (text, places), rows in _by_statement(operations):
+                    for start in range(0, len(rows), ROWS_A_STATEMENT):
+                        some = rows[start : start + ROWS_A_STATEMENT]
+                        self._db.execute(text.format(rows=", ".join([places] * len(some))), list(chain(*some)))
                 self._db.execute("commit")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -238,13 +259,13 @@ class Store:
                 raise
 
 
-def _keep(call: str, key: str, raw: bytes, latency_seconds: float | None) -> tuple[Operation]:
-    return (
-        (
-            "insert or ignore into answers (key, call, latency_seconds, raw) values (?, ?, ?, ?)",
-            (key, call, latency_seconds, zlib.compress(raw, 1)),
-        ),
-    )
+def _by_statement(operations: list[Operation]) -> list[tuple[Statement, list[Sequence[Any]]]]:
+    """All rows of a statement together: what is noted at once is of different calls, or comes in the statements' order."""
+    found: dict[Statement, list[Sequence[Any]]] = {each: [] for each in IN_ORDER}
+    for statement, row in operations:
+        found[statement].append(row)
+    found[KEEP] = [(*about, zlib.compress(raw, 1)) for *about, raw in found[KEEP]]  # here: it is the writer's thread
+    return [(statement, rows) for statement, rows in found.items() if rows]
 
 
 @contextlib.contextmanager

@@ -108,6 +108,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def peek_step(path: Path) -> int:
+    """The step that a checkpoint says it is of; the digest is not checked, and its tensors are not read.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(json.loads(payload["about"])["step"])
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {type(error).__name__}.") from None
+
+
 def model_of(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's model with its weights, in evaluation mode on the CPU."""
     model = build_model(checkpoint.spec)

@@ -1,6 +1,5 @@
 """What a run would be, said before it begins and without a GPU: what it reads, learns, needs, takes and costs."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from nexa_core.config import RunConfig
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
-from nexa_core.trackers import refuse_missing_trackers
 from nexa_data.datasets import Dataset
 from nexa_models import numerics
 from nexa_models.encoding import Encoded
@@ -151,7 +149,6 @@ def examine(
     Raises:
         UserError: the config fits neither the data nor the place, as training would say.
     """
-    refuse_missing_trackers(os.environ)
     place = choose_place(config, num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu=gpu)
     if host_memory_gib is not None and not place.on_gpu:
         raise UserError("--host-memory is for machines with GPUs; of one without, --memory says what it has.")

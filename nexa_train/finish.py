@@ -65,11 +65,13 @@ def finish_run(
     config_path: Path,
     now: datetime,
     renew: Callable[[float], None],
+    publishes: bool = True,
 ) -> TrainingResult:
     """Score the chosen checkpoint on the evaluation split and write all that marks the run as done.
 
     Args:
         renew: is told at each sign of progress how many seconds the next may take.
+        publishes: whether the run is then shown under `artifacts/`, in place of an earlier one.
     """
     layout, config, dataset, spec = job.layout, job.config, job.dataset, job.spec
     steps_per_epoch = job.plan.steps_per_epoch
@@ -96,7 +98,8 @@ def finish_run(
     lineage = write_lineage(layout, run, kind="training", inputs=inputs, outputs=outputs, parents=parents)
     twin = compare_with_twin(layout, lineage)
     links = [link for name in ("best.pt", "last.pt") if (link := run.checkpoints / name).exists()]
-    publish_run(layout, run, [*(path for path in checkpoints if not is_sharded(path)), *links])
+    if publishes:
+        publish_run(layout, run, [*(path for path in checkpoints if not is_sharded(path)), *links])
     manifest: Manifest = {
         "run_id": run.run_id,
         "config": layout.relative(config_path),
@@ -108,7 +111,7 @@ def finish_run(
         "dataset": dataset.key,
         "model": spec.model["name"],
     }
-    path = write_manifest(layout, manifest)
+    path = write_manifest(layout, manifest, publishes=publishes)
     return TrainingResult(run, path, manifest, chosen, described, twin)
 
 

@@ -17,6 +17,8 @@ from nexa_train.loop import State, StepResult
 
 logger = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_PACES = 1.0
+
 
 class Tracking:
     """Logs loss, gradient norm and learning rate; stops a run in which one is no number any more.
@@ -68,6 +70,30 @@ class Reading:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._numbers.tolist()
+
+
+class Pace:
+    """Tells the trackers, once a second, how fast it went since it last did."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+        self._began = time.perf_counter()
+        self._num_steps = self._num_rows = self._num_tokens = 0
+
+    def __call__(self, state: State, result: StepResult) -> None:
+        self._num_steps += 1
+        self._num_rows += result.num_rows
+        self._num_tokens += result.num_tokens
+        now = time.perf_counter()
+        seconds = now - self._began
+        if seconds < SECONDS_BETWEEN_PACES:
+            return
+        rates = {"steps_per_second": self._num_steps / seconds, "rows_per_second": self._num_rows / seconds}
+        if self._num_tokens:
+            rates["useful_tokens_per_second"] = self._num_tokens / seconds
+        self._tracker.pace(state.step, rates)
+        self._began = now
+        self._num_steps = self._num_rows = self._num_tokens = 0
 
 
 class Throughput:
@@ -138,3 +164,13 @@ def early_stop(settings: EarlyStopping | None) -> Callable[[State], bool]:
         return num_worse >= settings.patience_epochs
 
     return should_stop
+
+
+def never(state: State) -> bool:
+    """Goes on to the end."""
+    return False
+
+
+def any_of(*reasons: Callable[[State], bool]) -> Callable[[State], bool]:
+    """Whether there is any reason to stop."""
+    return lambda state: any(stops(state) for stops in reasons)

@@ -22,7 +22,7 @@ from nexa_data.prepare import prepare
 from nexa_models import numerics
 from nexa_models.causal_lm import CausalLm, check_packing
 from nexa_models.checkpoint import Checkpoint
-from nexa_models.encoding import Encoded, PackedRows, Sequences, Shapes, TextRows, encode
+from nexa_models.encoding import Encoded, PackedRows, Sequences, Shapes, TextRows
 from nexa_models.sharded import check_files, digest_of, is_sharded, open_checkpoint, read_about
 from nexa_models.spec import ModelSpec, describe_model
 from nexa_models.table import build_model
@@ -32,6 +32,7 @@ from nexa_train.distributed.world import World
 from nexa_train.lesson import plan_lesson
 from nexa_train.objectives import Objective, cross_entropy
 from nexa_train.order import Plan, derive_seed
+from nexa_train.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,19 @@ class Job:
 
 
 def make_job(
-    config: RunConfig, layout: Layout, *, world: World, source: Path | None, num_threads: int | None = None
+    config: RunConfig,
+    layout: Layout,
+    *,
+    world: World,
+    source: Path | None,
+    num_threads: int | None = None,
+    shelf: Shelf | None = None,
 ) -> Job:
     """Work a config out on this machine; writes nothing but a dataset that is not there yet.
 
     Args:
         num_threads: what a run to be continued began with, where the config leaves it open.
+        shelf: where rows may be encoded already, and are left for the next job.
 
     Raises:
         UserError: the config does not fit the data, the machine, or the checkpoint to begin at.
@@ -97,7 +105,7 @@ def make_job(
             check_files(source, read_about(source), share=world.rank, num_shares=world.size)
     most_rows = -(-training.batch_size // num_microbatches)
     sharded = training.distributed.strategy == "fsdp" and not world.is_alone
-    encoded = encode_training(dataset, spec, world)
+    encoded = encode_training(dataset, spec, world, shelf)
     lesson = None
     if config.distillation is not None:
         encoded, lesson = plan_lesson(
@@ -110,7 +118,7 @@ def make_job(
             is_sharded=sharded,
         )
     train_data = arrange(encoded, spec, training, num_rows=most_rows)
-    validation = encode_split(dataset, "val", spec)
+    validation = encode_split(dataset, "val", spec, shelf)
     model = build_model(spec, seed=derive_seed(training.distributed.seed, "weights"))
     if not sharded:  # otherwise it is moved, and compiled, when it is cut
         model = model.to(device)
@@ -243,21 +251,21 @@ def _binding(config: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def encode_split(dataset: Dataset, split: str, spec: ModelSpec) -> Encoded:
-    encoded = encode(dataset.read_split(split), spec)
+def encode_split(dataset: Dataset, split: str, spec: ModelSpec, shelf: Shelf | None = None) -> Encoded:
+    encoded = (shelf or Shelf()).encoded(dataset, split, spec)
     for note in encoded.notes:
         logger.info("%s %s: %s", dataset.key, split, note)
     return encoded
 
 
-def encode_training(dataset: Dataset, spec: ModelSpec, world: World) -> Encoded:
+def encode_training(dataset: Dataset, spec: ModelSpec, world: World, shelf: Shelf | None = None) -> Encoded:
     """The training rows: encoded now, or mapped where that was done when they were prepared.
 
     What is mapped is much, and its digests are held once on each machine, by its processes together; none trains before all
     have met.
     """
     if dataset.sequence_tokens is None:
-        return encode_split(dataset, "train", spec)
+        return encode_split(dataset, "train", spec, shelf)
     rows = TokenRows.of(dataset, spec, share=world.local_rank, num_shares=world.local_size)
     logger.info("%s train: %s", dataset.key, rows.note)
     return rows

@@ -34,6 +34,10 @@ SEEN_SECONDS = 30.0
 """How long a network's file system may take to show one node what another wrote."""
 
 
+class ChangedInputs(UserError):
+    """A run cannot be continued exactly."""
+
+
 def find_run_of(
     config: RunConfig, layout: Layout, *, finished: bool, exact: bool, run_id: str | None = None
 ) -> RunFolder | None:
@@ -81,7 +85,7 @@ def rejoin(run: RunFolder, job: Job) -> Job:
     """The job as `run` began it; refuses when its inputs are no longer the same: the result would be neither's.
 
     Raises:
-        UserError: naming what changed.
+        ChangedInputs: naming what changed.
     """
     lineage = read_lineage(run)
     assert lineage is not None
@@ -89,7 +93,7 @@ def rejoin(run: RunFolder, job: Job) -> Job:
     changed = [key for key in sorted(job.inputs) if begun.get(key) != job.inputs[key]]
     if changed:
         last = run.checkpoints / f"last{SUFFIX if job.is_sharded else '.pt'}"
-        raise UserError(
+        raise ChangedInputs(
             f"Run {run.run_id} cannot be continued exactly: {', '.join(changed)} changed since it began. Put that back, "
             f"start a new run without --resume, or begin one at its checkpoint: --resume-from {last}"
         )

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from nexa_core.logs import log_to_file, warn_only
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder
-from nexa_core.trackers import JsonlTracker, TensorBoardTracker, Tracker, Trackers, refuse_missing_trackers
+from nexa_core.trackers import Tracker, Trackers
 from nexa_models.flops import attended_lengths, mean_length, peak_flops, training_flops_per_token
 from nexa_models.numerics import autocast, choose_device
 from nexa_train.checkpoints import is_scheduled
@@ -30,7 +31,7 @@ from nexa_train.distributed.strategies import make_strategy
 from nexa_train.distributed.world import World, read_world
 from nexa_train.feed import Feed
 from nexa_train.finish import TrainingResult, finish_run, read_result, release
-from nexa_train.hooks import Throughput, Tracking, early_stop, rates_as_text
+from nexa_train.hooks import Pace, Throughput, Tracking, any_of, early_stop, never, rates_as_text
 from nexa_train.job import Job, count_microbatches, ensure_dataset, make_job
 from nexa_train.loop import State, StepResult, fit
 from nexa_train.milestones import Milestones
@@ -38,13 +39,28 @@ from nexa_train.optim import learning_rate
 from nexa_train.preemption import Preemption
 from nexa_train.room import room_needed
 from nexa_train.saving import Writer
+from nexa_train.sending import open_trackers
 from nexa_train.start import begin_run, begun_threads, find_run_of, rejoin, restore_state, shared_facts
+from nexa_train.supervision import Pruned, Supervisor
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Onlookers:
+    """Who is told of each step."""
+
+    tracker: Tracker
+    note: Callable[[int], None]
+    supervisor: Supervisor | None
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def _say_nothing(step: int) -> None:
+    """What other processes than the main one note of a step."""
 
 
 def run(
@@ -55,6 +71,7 @@ def run(
     resume: bool | str = False,
     resume_from: Path | None = None,
     now: Callable[[], datetime] = utc_now,
+    supervisor: Supervisor | None = None,
 ) -> TrainingResult:
     """Train to the end and say what came out: the one function behind every door.
 
@@ -66,8 +83,10 @@ def run(
         resume: continue the newest unfinished run of this very config, or the run of this id alone; begin one where there
             is none; where it is finished already, only say so.
         resume_from: begin a new run at this checkpoint's step, with its weights and optimizer.
+        supervisor: the search that the run is a trial of; only for training in this process.
 
     Raises:
+        Pruned: the supervisor gave the run up.
         UserError: the config does not fit the data, the machine, or the run or checkpoint to continue.
         GateError: the loss became NaN or infinite.
         NodeError: a machine or process cannot take part, or was lost.
@@ -76,7 +95,6 @@ def run(
     world = read_world(os.environ)
     asked = config.training.distributed.world_size
     if world.is_alone and asked > 1:
-        refuse_missing_trackers(os.environ)
         distributed = config.training.distributed
         exact = distributed.is_exact(choose_device(config.training.device).type)
         count_microbatches(config.training, World(size=asked, local_size=asked), exact=exact)
@@ -90,7 +108,7 @@ def run(
         )
     config = _with_world_size(config, world.size)
     if world.is_main:
-        return _run_here(config, world, layout, config_path, resume, resume_from, now)
+        return _run_here(config, world, layout, config_path, resume, resume_from, now, supervisor)
     warn_only()
     try:
         return _run_here(config, world, layout, config_path, resume, resume_from, now)
@@ -108,12 +126,13 @@ def _run_here(
     resume: bool | str,
     resume_from: Path | None,
     now: Callable[[], datetime],
+    supervisor: Supervisor | None = None,
 ) -> TrainingResult:
     """This process's part."""
     timeout_seconds = config.training.distributed.timeout_seconds
     unfit_path = layout.logs / f"{config.experiment}_{config.name}_health.json"
     try:
-        job, run_before = _prepare(config, world, layout, resume, resume_from)
+        job, run_before = _prepare(config, world, layout, resume, resume_from, supervisor)
     except (UserError, NodeError) as error:
         tell_others(world, error, environment=os.environ, unfit_path=unfit_path, timeout_seconds=timeout_seconds)
         raise
@@ -137,11 +156,16 @@ def _run_here(
         timeout_seconds=timeout_seconds,
     ) as meeting:
         folder = run_before or _begin_together(meeting.group, job, now=now)
-        return _run_in(meeting, folder, job, config_path=config_path, now=now)
+        return _run_in(meeting, folder, job, config_path=config_path, now=now, supervisor=supervisor)
 
 
 def _prepare(
-    config: RunConfig, world: World, layout: Layout, resume: bool | str, resume_from: Path | None
+    config: RunConfig,
+    world: World,
+    layout: Layout,
+    resume: bool | str,
+    resume_from: Path | None,
+    supervisor: Supervisor | None,
 ) -> tuple[Job | None, RunFolder | None]:
     """The job, and the run to continue where there is one; no job where that run is finished."""
     device = _find_device(config, world)
@@ -150,9 +174,9 @@ def _prepare(
     unfinished = find(finished=False) if resume else None
     if resume and unfinished is None and (finished := find(finished=True)):
         return None, finished
-    refuse_missing_trackers(os.environ)
     threads = None if unfinished is None else begun_threads(unfinished)
-    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads)
+    shelf = None if supervisor is None else supervisor.shelf
+    job = make_job(config, layout, world=world, source=resume_from, num_threads=threads, shelf=shelf)
     return (job if unfinished is None else rejoin(unfinished, job)), unfinished
 
 
@@ -167,16 +191,24 @@ def _find_device(config: RunConfig, world: World) -> torch.device:
 
 
 def _run_in(
-    meeting: Meeting, folder: RunFolder, job: Job, *, config_path: Path | None, now: Callable[[], datetime]
+    meeting: Meeting,
+    folder: RunFolder,
+    job: Job,
+    *,
+    config_path: Path | None,
+    now: Callable[[], datetime],
+    supervisor: Supervisor | None,
 ) -> TrainingResult:
     """Train and finish; only the main process holds the folder and writes to it."""
     is_main = meeting.group.world.is_main
-    note: Callable[[int], None] = lambda step: None
+    note: Callable[[int], None] = _say_nothing
     with contextlib.ExitStack() as held:
         if is_main:
             named = None if config_path is None else str(config_path)
             note = held.enter_context(hold(folder, num_steps=job.plan.num_steps, config=named)).note
             held.enter_context(log_to_file(job.layout.logs / f"{folder.run_id}.log"))
+            if supervisor is not None:
+                supervisor.begin(folder)
             if meeting.health is not None:
                 durable.write_json(folder.health, meeting.health.as_json())
         with meeting.heartbeat.phase("reading the checkpoint"):
@@ -184,8 +216,9 @@ def _run_in(
         if job.is_exact and job.config.training.num_threads is None and is_main and not meeting.group.world.is_alone:
             threads = job.inputs["numerics"]["num_threads"]
             logger.info("other numbers of processes give the same bytes with training.num_threads: %d", threads)
+        tracker = held.enter_context(open_trackers(job, folder, resume_step=state.step)) if is_main else Trackers([])
         meter = CostMeter(folder.cost, usd_per_hour=job.config.cost.usd_per_hour, started_at=now())
-        _train(job, folder, state, meter, meeting, note)
+        _train(job, folder, state, meter, meeting, _Onlookers(tracker, note, supervisor))
         release(state, is_sharded=job.is_sharded)
         if is_main:
             with meeting.heartbeat.phase("scoring"):
@@ -197,6 +230,7 @@ def _run_in(
                     config_path=config_path or folder.config,
                     now=now(),
                     renew=meeting.heartbeat.renew,
+                    publishes=supervisor is None,
                 )
         else:  # ahead of the main process, whose phase alone counts
             meeting.heartbeat.beat(state.step, "waiting for the scores")
@@ -205,12 +239,13 @@ def _run_in(
 
 
 def _train(
-    job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting, note: Callable[[int], None]
+    job: Job, folder: RunFolder, state: State, meter: CostMeter, meeting: Meeting, onlookers: _Onlookers
 ) -> None:
     config, plan, group = job.config.training, job.plan, meeting.group
     world, heartbeat = group.world, meeting.heartbeat
-    tracker = _open_trackers(job, folder, resume_step=state.step) if world.is_main else Trackers([])
     rate = partial(learning_rate, schedule=config.schedule, full=config.optimizer.lr, num_steps=plan.num_steps)
+    tracker, supervisor = onlookers.tracker, onlookers.supervisor
+    gives_up = never if supervisor is None else supervisor.gives_up
     feed = Feed(job.train_data, plan, world.rank, world.size, config.data_workers, job.device)
     with (
         Preemption(group) as preemption,  # outermost: what is told while the state is being saved is heard as well
@@ -244,11 +279,12 @@ def _train(
             max_gradient_norm=config.max_gradient_norm,
             # A sharded model casts by itself, when it gathers its weights.
             autocast=partial(autocast, "float32" if job.is_sharded else config.precision, job.device),
-            should_stop=early_stop(config.early_stopping),
+            should_stop=any_of(early_stop(config.early_stopping), gives_up),
             hooks=[
                 lambda state, result: first_step.close(),
-                lambda state, result: note(state.step),
+                lambda state, result: onlookers.note(state.step),
                 throughput,
+                Pace(tracker),
                 tracking,
                 reach_milestones,
                 preemption.obey(save),
@@ -263,7 +299,9 @@ def _train(
     meter.note_rates(rates)
     if world.is_main:
         logger.info("%s", rates_as_text(rates))
-    tracker.close()
+    tracker.flush()
+    if state.step < plan.num_steps and gives_up(state):  # at its end there is nothing to give up
+        raise Pruned(f"given up at step {state.step} of {plan.num_steps}", step=state.step)
 
 
 def _measure(job: Job, meter: CostMeter, world: World) -> Throughput:
@@ -285,13 +323,6 @@ def _begin_together(group: Group, job: Job, *, now: Callable[[], datetime]) -> R
 def _with_world_size(config: RunConfig, size: int) -> RunConfig:
     distributed = config.training.distributed.model_copy(update={"world_size": size})
     return config.model_copy(update={"training": config.training.model_copy(update={"distributed": distributed})})
-
-
-def _open_trackers(job: Job, folder: RunFolder, *, resume_step: int) -> Tracker:
-    trackers: list[Tracker] = [JsonlTracker(folder.step_metrics, resume_step=resume_step)]
-    if job.config.tracking.tensorboard:
-        trackers.append(TensorBoardTracker(job.layout.logs / folder.run_id))
-    return Trackers(trackers)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def complete_experiment(incomplete: str) -> list[str]:
 
 
 def complete_state(incomplete: str) -> list[str]:
-    return _beginning(incomplete, ("running", "finished", "interrupted", "failed", "partial"))
+    return _beginning(incomplete, ("running", "finished", "interrupted", "failed", "pruned", "partial"))
 
 
 def complete_tier(incomplete: str) -> list[str]:

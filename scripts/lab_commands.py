@@ -120,7 +120,8 @@ def schema(
     of: Annotated[
         str,
         typer.Argument(
-            help="run (train, evaluate), data (prepare), distill (collect-teacher, filter-pairs), rubric (judge), policy (clean) or manifest."
+            help="run (train, evaluate), data (prepare), distill (collect-teacher, filter-pairs), rubric (judge), "
+            "policy (clean) or manifest."
         ),
     ],
 ) -> None:

@@ -20,7 +20,7 @@ Every setting there is. This page is made by `python scripts/make_config_referen
 Groups that are told apart by their `name` list one table for each name.
 """
 TITLES: dict[str, type[BaseModel]] = {
-    "Runs: `nexa train`, `nexa evaluate`": RunConfig,
+    "Runs: `nexa train`, `nexa evaluate`, `nexa tune`": RunConfig,
     "Datasets: `nexa prepare`": DataConfig,
     "Distillation: `nexa collect-teacher`, `nexa filter-pairs`": DistillConfig,
     "Rubrics: `nexa judge`": Rubric,

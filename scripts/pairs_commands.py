@@ -6,16 +6,14 @@ from typing import Annotated
 import typer
 
 from nexa_core.command import show
-from scripts.options import Json, Overrides, as_overrides
+from scripts.options import Config, Json, Overrides, as_overrides
 
 app = typer.Typer()
-
-DistillYaml = Annotated[Path, typer.Option("--config", help="YAML file of settings.")]
 
 
 @app.command()
 def filter_pairs(
-    config: DistillYaml = Path("configs/distill.yaml"),
+    config: Config = Path("configs/distill.yaml"),
     override: Overrides = None,
     src: Annotated[
         list[str] | None, typer.Option(help="The answers: a dataset's key or a Parquet file. Repeatable.")
@@ -42,7 +40,7 @@ def filter_pairs(
 
 @app.command()
 def regenerate(
-    config: DistillYaml = Path("configs/distill.yaml"),
+    config: Config = Path("configs/distill.yaml"),
     override: Overrides = None,
     src: Annotated[str | None, typer.Option(help="The filtered dataset's key. [default: the settings']")] = None,
     dst: Annotated[str | None, typer.Option(help="The new answers: a dataset's key or a Parquet file.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from nexa_core.command import show
-from scripts.options import CheckpointPath, Json, OptionalConfig, Overrides, Tarball, Trust
+from scripts.options import CheckpointPath, Json, OptionalCheckpoint, OptionalConfig, Overrides, RunId, Tarball, Trust
 
 app = typer.Typer()
 
@@ -108,7 +108,7 @@ def export(
 
 @app.command()
 def package(
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint_*.pt file.")] = None,
+    checkpoint: OptionalCheckpoint = None,
     config: OptionalConfig = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the tarball. [default: artifacts/package]")] = None,
     verification_rows: Annotated[
@@ -180,3 +180,23 @@ def leaderboard(
 
     board = make_leaderboard(Layout.from_environment(), experiment=experiment, metric=metric)
     show(board.as_json(), board.as_text(), as_json)
+
+
+@app.command(name="track-sync")
+def track_sync(
+    run_id: RunId,
+    to: Annotated[
+        str | None,
+        typer.Option(help="mlflow or wandb. [default: each that the shell, .env or the run's config asks for]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a run to MLflow and W&B: what they missed while it ran, or all of it; nothing twice.
+
+    Example: nexa track-sync baseline_20260102_030405 --to mlflow
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.track_sync import track_sync as sync_run
+
+    result = sync_run(run_id, Layout.from_environment(), to=to)
+    show(result.as_json(), result.as_text(), as_json)

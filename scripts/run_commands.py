@@ -7,18 +7,15 @@ from typing import Annotated
 import typer
 
 from nexa_core.command import show as show_result
-from scripts.completion import complete_experiment, complete_run, complete_state
-from scripts.options import Json, Overrides
+from scripts.completion import complete_experiment, complete_state
+from scripts.options import Json, Overrides, RunId
 
 app = typer.Typer(help="List the runs, look at one, follow, stop, resume or pin it.", rich_markup_mode=None)
 
-RunId = Annotated[
-    str, typer.Argument(help="A run's id, or as much of its beginning as is clear.", autocompletion=complete_run)
-]
 States = Annotated[
     list[str] | None,
     typer.Option(
-        help="running, finished, interrupted, failed or partial. Repeatable.",
+        help="running, finished, interrupted, failed, pruned or partial. Repeatable.",
         metavar="STATE",
         autocompletion=complete_state,
     ),

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from nexa_core.command import show
-from scripts.options import Json, Overrides, as_overrides
+from scripts.options import Config, Json, Overrides, as_overrides
 
 app = typer.Typer()
 
 
 @app.command()
 def collect_teacher(
-    config: Annotated[Path, typer.Option("--config", help="YAML file of settings.")] = Path("configs/distill.yaml"),
+    config: Config = Path("configs/distill.yaml"),
     override: Overrides = None,
     src: Annotated[str | None, typer.Option(help="The prompts: a dataset's key or a Parquet file.")] = None,
     dst: Annotated[str | None, typer.Option(help="The answers: a dataset's key or a Parquet file.")] = None,

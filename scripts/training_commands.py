@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nexa_core.command import show
+from scripts.completion import complete_checkpoint
 from scripts.options import Config, Json, Overrides
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Resume = Annotated[bool, typer.Option(help="Continue the newest unfinished run of this config.")]
-ResumeFrom = Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint.")]
+ResumeFrom = Annotated[
+    Path | None, typer.Option(help="Begin a new run at this checkpoint.", autocompletion=complete_checkpoint)
+]
 
 
 @app.command()
@@ -173,9 +176,49 @@ def consolidate(
 @app.command()
 def tune(
     config: Config = Path("configs/default.yaml"),
-    max_trials: Annotated[int, typer.Option(help="Number of trials.")] = 5,
+    max_trials: Annotated[
+        int, typer.Option(help="Trials that the study shall have, earlier ones included.", min=1)
+    ] = 5,
+    override: Overrides = None,
+    workers: Annotated[int, typer.Option(help="Processes that train trials on this machine.", min=1)] = 1,
+    trial: Annotated[
+        int | None,
+        typer.Option(help="Train only this trial, by itself; exit code 3 when it is not what the study has.", min=0),
+    ] = None,
+    as_json: Json = False,
+    worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Not in this version: search for better hyperparameters."""
-    from scripts.hyperparameter_search import search
+    """Search for better settings: random ones around the learning rate and dropout, or as the config's `tune:` says.
 
-    search(config, max_trials=max_trials)
+    The same command goes on with a study that was interrupted, and on other nodes it joins in.
+
+    Example: nexa tune --config configs/default.yaml --max-trials 5
+    """
+    from nexa_core.paths import Layout
+    from nexa_train.tune.again import train_again
+    from nexa_train.tune.page import write_page
+    from nexa_train.tune.report import Report
+    from nexa_train.tune.search import Search
+    from nexa_train.tune.workers import end_with_parent, work_together
+    from scripts.hyperparameter_search import TABLES
+
+    layout = Layout.from_environment()
+    search = Search(config, layout, tables=TABLES, overrides=override or [], workers=workers)
+    if worker:
+        end_with_parent()
+        search.work(max_trials)
+        return
+    if trial is not None:
+        again = train_again(search, trial)
+        show(again.as_json(), again.as_text(), as_json)
+        again.require_same()
+        return
+    if workers == 1:
+        search.work(max_trials)
+    else:
+        command = [sys.executable, "-m", "scripts.cli", "tune", "--worker", "--config", str(config)]
+        command += [f"--max-trials={max_trials}", *(f"--override={each}" for each in override or [])]
+        work_together(search, command, num_workers=workers, max_trials=max_trials)
+    report = Report.of(search)
+    write_page(report, report.page)
+    show(report.as_json(), report.as_text(), as_json)

@@ -20,6 +20,7 @@ from nexa_ops.package import package
 from nexa_train.train import run
 from tests.browser import Browser, find_chromium, start_browser
 from tests.labs import make_config, make_lab, write_config
+from tests.postgres import Postgres, find_postgres, start_postgres
 from tests.storages import Storage, TestBucket, start
 
 FINISHED_MODELS = ("mlp", "text_classifier", "causal_lm")
@@ -122,6 +123,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A real browser, for tests with the marker of its name."""
     with start_browser(tmp_path_factory.mktemp("browser") / "profile") as browser:
         yield browser
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL on loopback, for tests that each take other names in it."""
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    with start_postgres(tmp_path_factory.mktemp("postgres") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_of_its_own(tmp_path: Path) -> Iterator[Postgres]:
+    """One that the test may stop."""
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    with start_postgres(tmp_path / "server") as server:
+        yield server
 
 
 def read_package(tarball: Path) -> Files:

@@ -116,7 +116,7 @@ def test_a_run_is_named_by_as_much_of_its_id_as_is_clear(desk: Layout) -> None:
     assert find_run(desk, "poor").run_id == "poor_20260102_000000"
     assert find_run(desk, "good_2").run_id == "good_20260101_000000"
     with pytest.raises(
-        UserError, match="2 runs begin with 'p': partial_20260105_000000, poor_20260102_000000. Add to it"
+        UserError, match=r"2 runs begin with 'p': partial_20260105_000000, poor_20260102_000000\. Add to it"
     ):
         find_run(desk, "p")
     with pytest.raises(UserError, match="Did you mean 'failed_20260104_000000'"):
@@ -204,7 +204,7 @@ def training(lab: Layout) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_run_is_stopped_and_goes_on_with_its_own_config(lab: Layout, training: subprocess.Popen[bytes]) -> None:
     _wait_for(lambda: any((row.step or 0) > 30 for row in list_rows(lab, Filters(), limit=0).rows))
     found = find_run(lab, "mlp")
-    with pytest.raises(UserError, match="There is nothing to resume: run mlp_.* is running"):
+    with pytest.raises(UserError, match=r"There is nothing to resume: run mlp_.* is running"):
         resume(lab, found, [])
     ended = stop(lab, found, now=False, wait_seconds=60)
     assert "is finished and saved" in ended.as_text()

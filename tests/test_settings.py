@@ -32,6 +32,7 @@ from nexa_train.train import run
 from tests.folders import bert, llama
 from tests.labs import DATASETS, MODELS, make_config, make_lab
 from tests.simulators import simulator
+from tests.studies import search_of, write_study
 
 # `name` tells groups apart and is read by pydantic; `parameters` go as a whole into the model's spec, and what is
 # inside them is read from there.
@@ -180,6 +181,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
         run(make_config("causal_lm", data={"dataset": dataset}, model=model, training=training), layout=layout)
     judge(result.checkpoint, layout=layout)
     _distil(layout, tmp_path)
+    _search(layout, tmp_path)
     shutil.rmtree(layout.processed / "training" / "manifests")
     own = make_config(
         "mlp", data={"dataset": "images", "prepare": str(_write_data_config(tmp_path))}, training={"max_steps": 1}
@@ -259,6 +261,22 @@ def _distil(layout: Layout, tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match="has no split 'test'"):
         run(make_config("causal_lm", training=few, distillation=sequence, data=distilled), layout=layout)
+
+
+def _search(layout: Layout, tmp_path: Path) -> None:
+    """Each kind of distribution, each way to try values of it, and a storage that is not there."""
+    space = {
+        "training.optimizer.lr": {"name": "log_uniform", "low": 0.001, "high": 0.1, "points": 2},
+        "model.parameters.dropout": {"name": "uniform", "low": 0.0, "high": 0.5, "points": 2},
+        "training.batch_size": {"name": "integer", "low": 128, "high": 256, "step": 128},
+        "training.max_gradient_norm": {"name": "choice", "values": [1.0]},
+    }
+    path = tmp_path / "tune.yaml"
+    write_study(path, space=space, strategy="grid", pruner={"name": "hyperband"}, training={"epochs": 1})
+    search_of(path, layout).work(2)
+    write_study(path, storage="postgresql://nobody@127.0.0.1:1/none", lease_seconds=5.0)
+    with pytest.raises(UserError, match="No use of tune"):
+        search_of(path, layout)
 
 
 def _distil_config(value: dict[str, Any]) -> DistillConfig:

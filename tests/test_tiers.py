@@ -111,7 +111,7 @@ def test_a_copy_that_is_not_the_original_is_found_and_the_original_stays(
         (Path(target) / "checkpoints" / "checkpoint_epoch0.pt").write_bytes(b"weighty" * 1000)
 
     monkeypatch.setattr(moving, "_copy", copy_and_damage)
-    with pytest.raises(GateError, match="checkpoint_epoch0.pt in .* is not what it was .* The original stays"):
+    with pytest.raises(GateError, match=r"checkpoint_epoch0\.pt in .* is not what it was .* The original stays"):
         move_to(desk, run.run_id, "durable", tiers)
     assert contents(run.path) == before
 

@@ -10,7 +10,12 @@ class Settings(BaseModel):
     """A frozen group of settings: unknown keys and wrong types are errors; a field's docstring is its documentation."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # no command uses all of them
     )
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:

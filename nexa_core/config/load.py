@@ -61,6 +61,9 @@ def _conflicts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from _conflicts(item, (*path, index))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _conflicts(item, (*path, key))
 
 
 def _explain(document: Document, settings: type[Settings], mistake: dict[str, Any]) -> str:
@@ -127,7 +130,8 @@ def _models_at(document: Document, settings: type[Settings], path: KeyPath) -> l
     candidates: list[Any] = [settings]
     for depth, part in enumerate(path):
         below = [annotation for model in candidates for annotation in _step(model, part)]
-        candidates = _chosen(below, document.get(path[: depth + 1]))
+        # A key of the user's own, such as one of `tune.space`, leads from the group of all to one of them.
+        candidates = _chosen(below or candidates, document.get(path[: depth + 1]))
     return candidates
 
 
@@ -154,7 +158,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The settings classes inside an annotation, through unions, Annotated and tuples."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated, tuple):
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, dict):
         for inner in get_args(annotation):
             yield from _models_in(inner)
 

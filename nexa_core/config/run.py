@@ -10,6 +10,7 @@ from nexa_core.config.data import NAME_PATTERN
 from nexa_core.config.distillation import Distillation
 from nexa_core.config.model import ModelConfig
 from nexa_core.config.training import Distributed, Training
+from nexa_core.config.tune import Tune
 
 
 class Data(Settings):
@@ -50,8 +51,22 @@ class Evaluation(Settings):
 class Tracking(Settings):
     tensorboard: bool = True
     """Write TensorBoard events under `logs/<run_id>/`."""
+    mlflow_uri: str | None = None
+    """Address of an MLflow server to log to, e.g. http://127.0.0.1:5000; MLFLOW_TRACKING_URI goes before it."""
+    prometheus: bool = False
+    """Keep `logs/<run_id>.prom` while the run lasts, for Prometheus's node_exporter (textfile collector)."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds that the end of a run may wait for MLflow and W&B; `nexa track-sync` sends what they lack then."""
     every_steps: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps between two lines of `metrics.jsonl`."""
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.mlflow_uri is not None and "@" in self.mlflow_uri:
+            yield (
+                ("mlflow_uri",),
+                "it is written into every run's config.yaml, so no credentials here: put MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD into .env.local",
+            )
 
 
 class Cost(Settings):
@@ -74,6 +89,7 @@ class RunConfig(Settings):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     cost: Cost = Cost()
+    tune: Tune | None = None
 
     def deciding(self, *, exact: bool) -> dict[str, Any]:
         """The resolved settings, with the defaults in place of those that only say how the work is shared out.
@@ -100,6 +116,7 @@ def deciding(resolved: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     found = {**resolved, "training": {**training, "distributed": {**training["distributed"], **neutral}}}
     if found.get("distillation") is None:  # so that a run without a teacher is what it was before there were any
         found.pop("distillation", None)
+    found.pop("tune", None)
     if found["data"].get("category") == "training":
         found["data"] = {name: value for name, value in found["data"].items() if name != "category"}
     return found

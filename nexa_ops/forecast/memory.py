@@ -81,8 +81,6 @@ def read_process() -> Process:
 
 def load_what_training_loads(spec: ModelSpec, config: RunConfig) -> None:
     """Bring into this process what a run brings into its own before it trains: libraries and the model's code."""
-    if config.tracking.tensorboard:
-        import tensorboard.summary  # noqa: F401
     weights = nn.Linear(8, 8)
     optimizer = build_optimizer(weights, config.training.optimizer)
     weights(torch.ones(1, 8)).sum().backward()

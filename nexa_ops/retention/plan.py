@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -163,15 +162,14 @@ def newest_first(paths: list[Path]) -> list[Path]:
 
 def _step(path: Path) -> float:
     """Read from within, where names of epochs and of steps stand beside each other; the tensors are not read."""
-    import torch
-
+    from nexa_models.checkpoint import peek_step
     from nexa_models.sharded import is_sharded, open_checkpoint
 
     try:
         if is_sharded(path):
             return open_checkpoint(path, tensors=False).step
-        return int(torch.load(path, mmap=True, map_location="cpu", weights_only=True)["step"])
-    except (UserError, OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        return peek_step(path)
+    except UserError:
         return math.inf
 
 

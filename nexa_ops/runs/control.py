@@ -9,7 +9,7 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_ops.runs.follow import look_again, standing_text, wait_for_end
 from nexa_ops.runs.states import Found, Standing
-from nexa_train.train import TrainingResult
+from nexa_train.finish import TrainingResult
 from nexa_train.train import run as train
 
 
@@ -60,7 +60,10 @@ def resume(layout: Layout, found: Found, overrides: list[str]) -> TrainingResult
     """
     standing = look_again(layout, found)
     if standing.state not in ("interrupted", "failed"):
-        hint = {"partial": "; it was killed before it had begun: start it anew with nexa train"}.get(standing.state, "")
+        hint = {
+            "partial": "; it was killed before it had begun: start it anew with nexa train",
+            "pruned": "; its search gave it up",
+        }.get(standing.state, "")
         raise UserError(f"There is nothing to resume: {standing_text(found, standing)}{hint}")
     config = load_config(found.run.config, RunConfig, overrides=overrides)
     began_with = standing.holder.config if standing.holder else None

@@ -116,5 +116,7 @@ def _next(row: Row) -> str:
             return f"nexa runs pin {row.run_id}, nexa package --checkpoint ..., nexa leaderboard"
         case "partial":
             return "it was killed before it had begun and cannot go on; nexa clean removes it"
+        case "pruned":
+            return "its search gave it up; the trials are compared in artifacts/tune"
         case _:
             return f"nexa runs resume {row.run_id}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from nexa_core.errors import UserError
 from nexa_core.holder import Ending, Holder, is_held, read_ending, read_holder
@@ -13,9 +13,10 @@ from nexa_core.manifest import LATEST
 from nexa_core.paths import Layout
 from nexa_core.runs import RUN_ID, RunFolder, is_evaluation
 
-State = Literal["running", "finished", "interrupted", "failed", "partial"]
+State = Literal["running", "finished", "interrupted", "failed", "pruned", "partial"]
 STATES: tuple[State, ...] = get_args(State)
-"""Interrupted: told to end or killed, and resumable. Failed: ended by an error. Partial: killed before it had begun."""
+"""Interrupted: told to end or killed, and resumable. Failed: ended by an error.
+Pruned: given up by its search. Partial: killed before it had begun."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def standing_of(found: Found) -> Standing | None:
     if not found.run.lineage.exists():
         return Standing("partial", holder)
     ending = read_ending(found.run)
-    return Standing("failed" if ending and ending.failed else "interrupted", holder, ending)
+    state = cast(State, ending.state) if ending else "interrupted"
+    return Standing(state, holder, ending)
 
 
 def find_run(layout: Layout, given: str) -> Found:

@@ -69,7 +69,7 @@ class Table:
     def as_text(self, *, now: datetime) -> str:
         if not self.rows:
             return "no such runs; nexa train begins one"
-        cells = [("run", "state", "step", "newest", "age", "size", "cost")]
+        cells: list[tuple[str, ...]] = [("run", "state", "step", "newest", "age", "size", "cost")]
         cells += [_cells(row, now) for row in self.rows]
         widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
         lines = [

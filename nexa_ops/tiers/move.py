@@ -1,9 +1,10 @@
 """Moving a part of the laboratory to another tier and back: what was copied is read again before the original goes."""
 
 import contextlib
+import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -195,9 +196,14 @@ def _describe(path: Path, key: str) -> Part:
 def _copy(source: str, target: str, part: Part) -> None:
     if part.is_file:
         source, target = source.rpartition("/")[0], target.rpartition("/")[0]
-        sync(source, target, include=list(part.files))
+        sync(source, target, include=_exactly(part.files))
     else:
-        sync(source, target, exclude=list(part.links))
+        sync(source, target, exclude=_exactly(part.links))
+
+
+def _exactly(names: Iterable[str]) -> list[str]:
+    """Patterns of these files alone, whatever characters they have."""
+    return [f"./{glob.escape(name)}" for name in names]
 
 
 def _verify(target: str, part: Part) -> None:

@@ -1,0 +1,121 @@
+"""One trial: a run with its own values, watched after each validation, and what came out of it."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+from nexa_core import digests
+from nexa_core.config import RunConfig
+from nexa_core.errors import GateError, UserError
+from nexa_core.logs import quiet
+from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
+from nexa_train.finish import TrainingResult
+from nexa_train.loop import State
+from nexa_train.shelf import Shelf
+from nexa_train.start import ChangedInputs
+from nexa_train.supervision import Pruned
+from nexa_train.train import run
+from nexa_train.tune.records import Ending
+
+logger = logging.getLogger(__name__)
+
+OF_VALIDATION = {"val_loss": "loss", "val_accuracy": "accuracy"}
+"""The metrics that are measured after each epoch, by their names in a run's history."""
+
+
+class Watch:
+    """The supervisor of a trial."""
+
+    def __init__(self, shelf: Shelf, metric: str, gives_up: Callable[[Sequence[float]], bool]):
+        self.shelf = shelf
+        self.folder: RunFolder | None = None
+        self.reports: tuple[float, ...] = ()
+        self._key = OF_VALIDATION.get(metric)
+        self._gives_up = gives_up
+
+    def begin(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def gives_up(self, state: State) -> bool:
+        if self._key is None:
+            return False
+        self.reports = tuple(entry[self._key] for entry in state.history)
+        return self._gives_up(self.reports)
+
+
+def run_trial(
+    config: RunConfig,
+    *,
+    layout: Layout,
+    metric: str,
+    shelf: Shelf,
+    gives_up: Callable[[Sequence[float]], bool],
+    resumes: bool,
+) -> Ending:
+    """Train to the end, or until it is given up or fails.
+
+    Args:
+        gives_up: whether to stop, by the metric after each validation so far.
+        resumes: whether an earlier worker may have begun it.
+    """
+    watch, began = Watch(shelf, metric, gives_up), time.monotonic()
+    try:
+        with quiet(except_for=__name__):
+            result = _run(config, layout, watch, resumes)
+        ending = _complete(result, config, metric)
+    except Pruned as pruned:
+        ending = Ending("pruned", watch.reports[-1], reports=watch.reports, reason=str(pruned), step=pruned.step)
+    except (GateError, UserError, RuntimeError, ValueError) as error:  # RuntimeError: also a GPU without room
+        ending = Ending("failed", None, reports=watch.reports, reason=f"{_kind(error)}{error}".strip())
+    return _placed(ending, layout, watch, time.monotonic() - began)
+
+
+def _run(config: RunConfig, layout: Layout, watch: Watch, resumes: bool) -> TrainingResult:
+    try:
+        return run(config, layout=layout, resume=resumes, supervisor=watch)
+    except ChangedInputs as error:
+        logger.warning("%s The trial begins anew.", error)
+        return run(config, layout=layout, supervisor=watch)
+
+
+def _complete(result: TrainingResult, config: RunConfig, metric: str) -> Ending:
+    reports = tuple(_reports(result.run, OF_VALIDATION[metric])) if metric in OF_VALIDATION else ()
+    if metric not in OF_VALIDATION:
+        value = result.manifest["metrics"].get(metric)
+    elif config.training.keep == "best":
+        losses = list(_reports(result.run, "loss"))
+        value = reports[losses.index(min(losses))]
+    else:
+        value = reports[-1] if reports else None
+    if value is None or not math.isfinite(value):
+        there = ", ".join(sorted(result.manifest["metrics"]))
+        raise UserError(f"The run has no {metric}; it has: {', '.join(OF_VALIDATION)}, {there}")
+    return Ending("complete", value, reports=reports, run_id=result.run.run_id, run_dir=result.manifest["run_dir"])
+
+
+def _reports(run_folder: RunFolder, key: str) -> Iterator[float]:
+    """What the run wrote down after each validation; all of it, also where it was interrupted."""
+    for line in run_folder.step_metrics.read_text(encoding="utf-8").splitlines():
+        if (value := json.loads(line).get(f"val_{key}")) is not None:
+            yield value
+
+
+def _placed(ending: Ending, layout: Layout, watch: Watch, seconds: float) -> Ending:
+    folder = watch.folder
+    found = {"run_id": ending.run_id, "run_dir": ending.run_dir}
+    if folder is not None:
+        found = {"run_id": folder.run_id, "run_dir": layout.relative(folder.path)}
+    return Ending(**{**vars(ending), **found, "seconds": round(seconds, 3), "code": _code()})
+
+
+def _kind(error: Exception) -> str:
+    return "" if isinstance(error, GateError | UserError) else f"{type(error).__name__}: "
+
+
+@cache
+def _code() -> str:
+    return digests.of_code()

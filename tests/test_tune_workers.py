@@ -1,0 +1,185 @@
+"""Several workers, killed at random, on one machine and on many: no trial is lost, none is run twice, all is as with one."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_core.errors import GateError, UserError
+from nexa_core.paths import Layout
+from nexa_train.tune.again import train_again
+from nexa_train.tune.records import Trial
+from tests.postgres import Postgres
+from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
+
+NUM_TRIALS = 8
+STUDY: dict[str, Any] = {"strategy": "tpe", "parallel": 4, "pruner": {"name": "asha", "reduction_factor": 2}}
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
+    """The study with one worker, never interrupted."""
+    root = tmp_path_factory.mktemp("alone")
+    shutil.copytree(prepared, root / "lab")
+    return trials_of(write_study(root / "run.yaml", **STUDY), Layout(root / "lab"), NUM_TRIALS)
+
+
+def command_for(path: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "scripts.cli", "tune", "--config", str(path), f"--max-trials={NUM_TRIALS}", *more]
+
+
+def start(lab: Layout, command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "NEXA_ROOT": str(lab.root)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_killed_with_its_workers_the_command_goes_on(lab: Layout, alone: list[Trial], tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml", **STUDY)
+    command = command_for(path, "--workers", "2", "--json")
+    journal = lab.artifacts / "tune" / "test_tune" / "journal.jsonl"
+    process = start(lab, command)
+    wait_until(lambda: journal.exists() and b'"end"' in journal.read_bytes())
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)  # they end by themselves
+    process.communicate()
+
+    process = start(lab, command)  # one of two is killed, and the other one finishes
+    wait_until(lambda: len(workers_of(process)) == 2)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    search = search_of(path, lab)
+    assert found(search.trials()) == found(alone)
+    assert [trial["value"] for trial in json.loads(out)["trials"]] == [
+        trial.ending.value for trial in alone if trial.ending
+    ]
+    assert_each_ran_once(lab)
+    trial = train_again(search, 3)
+    assert trial.recorded is not None
+    assert trial.differing == []
+
+
+def test_a_trial_by_itself_is_the_studys(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    by_itself = train_again(search_of(path, lab), 2)
+    assert by_itself.recorded is None
+    assert search_of(path, lab).trials() == []
+    (*_, third) = trials_of(path, lab, 3)
+    assert third.ending is not None
+    assert (by_itself.trial.values, by_itself.ending.reports) == (third.values, third.ending.reports)
+
+
+def test_a_trial_that_comes_out_otherwise_is_told(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    trials_of(path, lab, 1)
+    journal = lab.artifacts / "tune" / "test_tune" / "journal.jsonl"
+    *before, end = journal.read_text().splitlines()
+    record = json.loads(end)
+    journal.write_text("\n".join([*before, json.dumps({**record, "value": record["value"] + 1e-16 + 1e-9})]) + "\n")
+    again = train_again(search_of(path, lab), 0)
+    assert again.differing == ["value"]
+    with pytest.raises(GateError, match="Trial 0: value is"):
+        again.require_same()
+
+
+def test_a_trial_that_learns_from_others_needs_them(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml", strategy="tpe")
+    with pytest.raises(UserError, match="drawn from the results of trials 0 to 2, and 3 of them"):
+        train_again(search_of(path, lab), 6)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once_for_all_workers(lab: Layout, tmp_path: Path) -> None:
+    space = {"training.optimizer.lr": {"name": "choice", "values": [1e30]}}
+    path = write_study(tmp_path / "run.yaml", space=space, max_failed_in_a_row=2)
+    process = start(lab, command_for(path, "--workers", "2"))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert said.count("trials failed one after another") == 1
+
+
+def kill_often(path: Path, lab: Layout, *, num_workers: int, num_kills: int, seed: int, num_trials: int) -> int:
+    """Workers on a study, of which one after the other is killed and started again; how many trials had ended by then."""
+    draw = random.Random(seed)
+    log = lab.root / "worker.log"
+    running = [start_worker(path, lab, num_trials, log=log) for _ in range(num_workers)]
+    for _ in range(num_kills):
+        time.sleep(draw.uniform(0.05, 0.3))
+        victim = draw.randrange(num_workers)
+        os.kill(running[victim], signal.SIGKILL)
+        assert end_of(running[victim]) in (None, 0), log.read_text() if log.exists() else ""
+        running[victim] = start_worker(path, lab, num_trials, log=log)
+    ended = sum(trial.ending is not None for trial in search_of(path, lab).trials())
+    for child in running:
+        assert end_of(child) == 0, log.read_text()
+    return ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["journal", "postgresql"])
+def test_fifty_random_kills_of_four_workers(
+    storage: str, prepared: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    own: dict[str, Any] = {}
+    if storage == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        own = {"storage": server.url, "study": f"kills_{os.getpid()}"}
+    num_trials = 160
+    for name in ("alone", "lab"):
+        shutil.copytree(prepared, tmp_path / name)
+    expected = trials_of(
+        write_study(tmp_path / "alone.yaml", study="kills", **STUDY), Layout(tmp_path / "alone"), num_trials
+    )
+    path, lab = write_study(tmp_path / "run.yaml", **STUDY, **own), Layout(tmp_path / "lab")
+    ended = kill_often(path, lab, num_workers=4, num_kills=50, seed=1, num_trials=num_trials)
+    assert 5 < ended < num_trials  # the kills came while there was work
+    trials = search_of(path, lab).trials()
+    assert len(trials) == num_trials
+    assert found(trials) == found(expected)
+    assert_each_ran_once(lab)
+
+
+def test_nodes_with_nothing_but_a_server_in_common(
+    prepared: Path, alone: list[Trial], postgres_of_its_own: Postgres, tmp_path: Path
+) -> None:
+    """Two laboratories, one server that crashes in the middle, and a node that is lost with its folder."""
+    server = postgres_of_its_own
+    labs = [Layout(tmp_path / name) for name in ("one", "other")]
+    for each in labs:
+        shutil.copytree(prepared, each.root)
+    path = write_study(tmp_path / "run.yaml", **STUDY, storage=server.url, lease_seconds=2.0)
+    children = [start_worker(path, each, NUM_TRIALS, log=each.root / "worker.log") for each in labs]
+    searches = search_of(path, labs[0])
+    wait_until(lambda: len(searches.trials()) >= 3)
+    server.stop()
+    time.sleep(1.0)
+    server.start()
+    wait_until(lambda: sum(trial.ending is not None for trial in searches.trials()) >= 4)
+    os.kill(children[1], signal.SIGKILL)
+    assert end_of(children[1]) in (None, 0)
+    shutil.rmtree(labs[1].root)
+    assert end_of(children[0]) == 0, (labs[0].root / "worker.log").read_text()
+    trials = searches.trials()
+    assert found(trials) == found(alone)
