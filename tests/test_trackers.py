@@ -28,7 +28,7 @@ from nexa_core.trackers import PrometheusFile, destinations_of, read_json_lines
 from nexa_core.trackers.story import Story, Times
 from nexa_core.trackers.wandb_files import read_records
 from nexa_ops.track_sync import track_sync
-from nexa_train.hooks import Preemption
+from nexa_train.preemption import Preemption
 from nexa_train.train import run
 from tests.labs import make_config, write_config
 from tests.trackers import free_port, hanging_server, mlflow_server, refusing_server
