@@ -11,6 +11,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from nexa_core import durable
+from nexa_data.arrow import leave_pandas_out
+
+leave_pandas_out()
 
 GROUP_ROWS = 10_000
 GROUP_BYTES = 32 * 2**20
