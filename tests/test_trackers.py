@@ -91,11 +91,11 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a run be told to end in its `step`th one."""
     asked: list[int] = []
 
-    def is_told(self: Preemption) -> bool:
+    def asked_before(self: Preemption) -> int:
         asked.append(1)
-        return len(asked) == step
+        return int(len(asked) == step)
 
-    monkeypatch.setattr(Preemption, "_is_told", is_told)
+    monkeypatch.setattr(Preemption, "_asked_before", asked_before)
 
 
 # MLflow
