@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nexa_core.config import DataConfig, DistillConfig, RunConfig
 from nexa_core.config.base import Settings
 from nexa_core.config.documents import Document
 from nexa_core.config.load import load_config, parse_config
+from nexa_core.config.policy import PolicyConfig
 from nexa_core.config.rubric import Rubric
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
@@ -28,6 +30,7 @@ from nexa_distill.filter_pairs import filter_pairs
 from nexa_distill.regenerate import filter_again, regenerate
 from nexa_eval.judge import judge
 from nexa_models.chat import BUILT_IN
+from nexa_ops.retention.plan import make_plan
 from nexa_train.train import run
 from tests.folders import bert, llama
 from tests.labs import DATASETS, MODELS, make_config, make_lab
@@ -189,6 +192,7 @@ def test_every_setting_is_read(reads: set[tuple[str, str]], tmp_path: Path) -> N
     run(own, layout=layout)
     custom = {"name": "tests.test_settings:make_model", "parameters": {"bias": False}}
     run(make_config("mlp", model=custom, training={"max_steps": 1}), layout=layout)
+    make_plan(layout, PolicyConfig(), now=datetime.now(UTC) + timedelta(days=365))
 
     wanted = {(each.__name__, name) for each in settings_classes() for name in each.model_fields if name not in TAGS}
     unread = sorted(wanted - reads)
