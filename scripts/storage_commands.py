@@ -44,7 +44,8 @@ def clean(
     policy = load_policy(config, overrides=override or [])
     plan = make_plan(layout, policy, now=datetime.now(UTC))
     if not yes:
-        show(plan.as_json(), f"{plan.as_text()}\nnothing was deleted; nexa clean --yes does it", as_json)
+        next_step = "\nnothing was deleted; the same with --yes does it" if plan.items else ""
+        show(plan.as_json(), f"{plan.as_text()}{next_step}", as_json)
         return
     cleaned = clean_up(layout, plan, now=lambda: datetime.now(UTC))
     show(cleaned.as_json(), f"{plan.as_text()}\n{cleaned.as_text()}", as_json)

@@ -244,6 +244,17 @@ def test_a_finished_run_has_no_word_of_how_it_ended(pristine_lab: FinishedLab) -
     assert not holder.is_alive or holder.pid == os.getpid()
 
 
+def test_a_score_is_printed_with_its_interval(pristine_lab: FinishedLab) -> None:
+    scored = json.loads(pristine_lab.run("mlp").metrics.read_bytes())["metrics"]["accuracy"]
+    expected = "accuracy {value:.4f} ({low:.4f} to {high:.4f})".format(**scored)
+    layout = pristine_lab.layout
+    run_id = pristine_lab.run("mlp").run_id
+    assert expected in list_rows(layout, Filters(), limit=0).as_text(now=NOW)
+    shown = show_run(layout, find_run(layout, run_id))
+    assert f"score        {expected}" in shown.as_text(now=NOW).splitlines()
+    assert shown.as_json()["metrics"]["accuracy"]["low"] == scored["low"]
+
+
 def test_ten_thousand_runs_are_listed_in_about_a_second(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     (layout.run_manifests).mkdir(parents=True)

@@ -13,6 +13,7 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.holder import hold
 from nexa_core.paths import Layout
 from nexa_ops.retention.plan import make_plan
+from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.states import find_run
 from nexa_ops.runs.table import Filters, list_rows
 from nexa_ops.tiers import move as moving
@@ -97,6 +98,14 @@ def test_a_file_is_copied_or_moved_whatever_its_name(desk: Layout, tiers: dict[s
     move_to(desk, name, "lab", tiers)
     assert not (desk.root / name).is_symlink()
     assert not Path(copied.target).exists()
+
+
+def test_a_run_in_storage_that_is_not_mounted_says_so(desk: Layout, tiers: dict[str, str]) -> None:
+    make_run(desk, "b_20260101_000000")
+    move_to(desk, "b_20260101_000000", "durable", tiers)
+    Path(tiers["NEXA_DURABLE"]).rename(Path(tiers["NEXA_DURABLE"]).with_name("elsewhere"))
+    with pytest.raises(UserError, match=r"which is not there: is that storage mounted\?"):
+        look_again(desk, find_run(desk, "b_20260101_000000"))
 
 
 def test_a_copy_that_is_not_the_original_is_found_and_the_original_stays(

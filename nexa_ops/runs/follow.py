@@ -95,6 +95,11 @@ def look_again(layout: Layout, found: Found) -> Standing:
     is_finished = (layout.run_manifests / f"{found.run_id}.json").exists()
     standing = standing_of(Found(found.run, found.begun_at, found.attempt, is_finished))
     if standing is None:
+        path = found.run.path
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"Run {found.run_id} lies in {path.readlink()}, which is not there: is that storage mounted?"
+            )
         raise UserError(f"{found.run_id} is no run of training: it is an evaluation, or its folder is gone.")
     return standing
 

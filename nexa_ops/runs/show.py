@@ -1,6 +1,6 @@
 """One run in full: what it was made from, how far it came, what it left, and what can be done next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,20 @@ from nexa_core.paths import Layout
 from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found
-from nexa_ops.runs.table import Row, age_text, describe, read_or_empty, size_of, size_text
+from nexa_ops.runs.table import (
+    Row,
+    age_text,
+    describe,
+    newest_text,
+    read_or_empty,
+    read_scores,
+    score_text,
+    size_of,
+    size_text,
+)
+
+MOST_CHECKPOINTS = 3
+"""Named in text; JSON has them all."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,8 @@ class Shown:
     log: str | None
     model: str | None
     dataset: str | None
-    metrics: dict[str, float]
+    metrics: dict[str, dict[str, Any]]
+    """Value, low and high of each score."""
     checkpoints: dict[str, int]
     """Size in bytes, by name."""
     result: str | None
@@ -48,12 +62,12 @@ class Shown:
         yield "steps", None if row.step is None else f"{row.step:,} of {row.num_steps or 'an unknown number'}"
         yield "model", self.model
         yield "dataset", self.dataset
-        for name, value in self.metrics.items():
-            yield "score", f"{name} {value:.4f}"
-        if not self.metrics and row.value is not None:
-            yield "newest", f"{row.metric} {row.value:.4f}"
-        for name, size_bytes in self.checkpoints.items():
-            yield "checkpoint", f"{name} {size_text(size_bytes)}{' (the result)' if name == self.result else ''}"
+        for name, scored in self.metrics.items():
+            yield "score", score_text(name, scored["value"], scored.get("low"), scored.get("high"))
+        if not self.metrics:
+            yield "newest", newest_text(row)
+        yield "checkpoints", self._checkpoints_as_text()
+        yield "result", self.result
         for parent in self.parents:
             yield "made from", parent
         seconds = None if row.wall_seconds is None else f"{row.wall_seconds:,.1f} s"
@@ -62,6 +76,14 @@ class Shown:
         yield "log", self.log
         yield "folder", f"{self.folder} ({size_text(row.size_bytes)})"
         yield "next", _next(row)
+
+    def _checkpoints_as_text(self) -> str | None:
+        if not self.checkpoints:
+            return None
+        names = list(self.checkpoints)
+        some = ", ".join(names[-MOST_CHECKPOINTS:])
+        more = "" if len(names) <= MOST_CHECKPOINTS else ", the last of them "
+        return f"{len(names):,}, {size_text(sum(self.checkpoints.values()))}{more or ': '}{some}"
 
 
 def show_run(layout: Layout, found: Found) -> Shown:
@@ -74,7 +96,7 @@ def show_run(layout: Layout, found: Found) -> Shown:
     run = found.run
     row = describe(layout, found, standing, is_pinned=run.run_id in pinned(layout))
     manifest = read_or_empty(layout.run_manifests / f"{run.run_id}.json") if found.is_finished else {}
-    config = _config(run.config)
+    config, scores = _config(run.config), read_scores(run)
     log, package = layout.logs / f"{run.run_id}.log", layout.packages / f"{run.run_id}.tar.gz"
     holder = standing.holder if standing.state == "running" else None
     return Shown(
@@ -83,13 +105,21 @@ def show_run(layout: Layout, found: Found) -> Shown:
         log=layout.relative(log) if log.exists() else None,
         model=manifest.get("model") or config.get("model", {}).get("name"),
         dataset=manifest.get("dataset") or _dataset(config),
-        metrics=manifest.get("metrics", {}),
-        checkpoints={path.name: _size(path) for path in sorted(run.checkpoints.glob("checkpoint_*"))},
+        metrics={
+            name: {"value": value, **{end: scores.get(name, {}).get(end) for end in ("low", "high")}}
+            for name, value in manifest.get("metrics", {}).items()
+        },
+        checkpoints={path.name: _size(path) for path in _in_order(run.checkpoints.glob("checkpoint_*"))},
         result=Path(manifest["checkpoint"]).name if manifest.get("checkpoint") else None,
         package=layout.relative(package) if package.exists() else None,
         parents=tuple(read_or_empty(run.lineage).get("parents", [])),
         process=None if holder is None else f"{holder.pid} on {holder.host}",
     )
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """By the numbers in their names, those of epochs before those of steps."""
+    return sorted(paths, key=lambda path: [(len(part), part) for part in path.stem.split("_")[1:]])
 
 
 def _config(path: Path) -> dict[str, Any]:

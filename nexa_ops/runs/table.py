@@ -15,7 +15,7 @@ from nexa_core.lookup import unknown
 from nexa_core.manifest import Manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
-from nexa_models.scores import main_score
+from nexa_models.scores import interval_text, main_score
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found, Standing, State, find_runs, refuse_unknown_state, standing_of
 
@@ -45,6 +45,9 @@ class Row:
     metric: str | None
     """The score that stands for a finished run; of another the last loss that has been written."""
     value: float | None
+    low: float | None
+    high: float | None
+    """Of a score its 95% interval; None where that is unknown or without bound, and of a loss."""
     begun_at: datetime
     size_bytes: int
     wall_seconds: float | None
@@ -132,6 +135,7 @@ def describe(layout: Layout, found: Found, standing: Standing, *, is_pinned: boo
     holder = standing.holder
     noted = None if holder is None else holder.step
     metric, value = _newest_number(run, manifest)
+    scored = read_scores(run).get(metric or "", {})
     return Row(
         run_id=run.run_id,
         experiment=found.experiment,
@@ -140,6 +144,8 @@ def describe(layout: Layout, found: Found, standing: Standing, *, is_pinned: boo
         num_steps=done if found.is_finished else None if holder is None else holder.num_steps,
         metric=metric,
         value=value,
+        low=scored.get("low"),
+        high=scored.get("high"),
         begun_at=found.begun_at,
         size_bytes=size_of(run.path),
         wall_seconds=cost.get("wall_seconds"),
@@ -156,6 +162,17 @@ def read_or_empty(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_scores(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """A finished run's scores with the ends of their intervals; none where they cannot be read."""
+    return read_or_empty(run.metrics).get("metrics", {})
+
+
+def score_text(name: str, value: float, low: float | None, high: float | None) -> str:
+    """`accuracy 0.9500 (0.9400 to 0.9600)`."""
+    interval = "interval unknown" if low is None and high is None else interval_text(low, high)
+    return f"{name} {value:.4f} ({interval})"
 
 
 def size_of(folder: Path) -> int:
@@ -249,14 +266,22 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (lines if size <= LAST_BYTES else lines[1:]) if line]
 
 
+def newest_text(row: Row) -> str:
+    """A finished run's main score with its interval, another's last loss."""
+    if row.value is None or row.metric is None:
+        return ""
+    if row.state != "finished":
+        return f"{row.metric} {row.value:.4f}"
+    return score_text(row.metric, row.value, row.low, row.high)
+
+
 def _cells(row: Row, now: datetime) -> tuple[str, ...]:
     step = "" if row.step is None else f"{row.step:,}"
     total = "" if row.num_steps is None else f"/{row.num_steps:,}"
-    newest = "" if row.value is None else f"{row.metric} {row.value:.4f}"
     seconds = "" if row.wall_seconds is None else f"{row.wall_seconds:,.0f} s"
     price = "" if row.cost_usd is None else f" {row.cost_usd:.2f} USD"
     state = f"{row.state}, pinned" if row.is_pinned else row.state
     return (
-        row.run_id, state, f"{step or '0'}{total}" if total or step else "", newest,
+        row.run_id, state, f"{step or '0'}{total}" if total or step else "", newest_text(row),
         age_text(now - row.begun_at), size_text(row.size_bytes), f"{seconds}{price}",
     )  # fmt: skip
