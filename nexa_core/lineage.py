@@ -67,12 +67,17 @@ def compare_with_twin(layout: Layout, lineage: Lineage) -> str | None:
         if run.run_id == lineage["run_id"]:
             continue
         if other["fingerprint"] == lineage["fingerprint"] and other["outputs"]:
-            ours, theirs = _by_name(lineage), _by_name(other)
+            ours, theirs = outputs_by_name(lineage), outputs_by_name(other)
             differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
             if not differing:
                 return f"reproduces run {run.run_id} bit for bit ({len(ours)} files)"
             return f"DIVERGES from run {run.run_id}, which had the same inputs, in: {', '.join(differing)}"
     return None
+
+
+def outputs_by_name(lineage: Lineage) -> dict[str, str]:
+    """SHA-256 of each file that a run left, by its path in the run's folder."""
+    return {path.rpartition(f"/{lineage['run_id']}/")[2]: digest for path, digest in lineage["outputs"].items()}
 
 
 def run_of_file(layout: Layout, path: Path) -> RunFolder | None:
@@ -99,7 +104,3 @@ def _newest_first(layout: Layout) -> Iterator[tuple[RunFolder, Lineage]]:
             continue
         if lineage is not None:
             yield run, lineage
-
-
-def _by_name(lineage: Lineage) -> dict[str, str]:
-    return {Path(path).name: digest for path, digest in lineage["outputs"].items()}

@@ -19,6 +19,8 @@ class Layout:
     root: Path
     scratch: Path | None = None
     """Where what can be made again lies, if not below the root."""
+    apart: Path | None = None
+    """Where runs and what they leave lie, if not below the root: for a run that is to show nowhere."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Layout":
@@ -35,8 +37,13 @@ class Layout:
         return self.root / "data" / "processed"
 
     @property
+    def evaluation(self) -> Path:
+        """Copies of scores and predictions, for questions over all runs."""
+        return (self.apart or self.root) / "data" / "processed" / "evaluation"
+
+    @property
     def artifacts(self) -> Path:
-        return self.root / "artifacts"
+        return (self.apart or self.root) / "artifacts"
 
     @property
     def runs(self) -> Path:
@@ -52,7 +59,7 @@ class Layout:
 
     @property
     def run_manifests(self) -> Path:
-        return self.root / "runs" / "manifests"
+        return (self.apart or self.root) / "runs" / "manifests"
 
     @property
     def pins(self) -> Path:
@@ -68,7 +75,7 @@ class Layout:
 
     @property
     def logs(self) -> Path:
-        return self.root / "logs"
+        return (self.apart or self.root) / "logs"
 
     def dataset_manifests(self, category: str) -> Path:
         return self.processed / category / "manifests"

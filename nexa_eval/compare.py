@@ -133,7 +133,7 @@ def compare(
         run.path / "comparison.parquet",
     )
     write_table(comparison.rows_path, rows)
-    for path in (layout.processed / "evaluation" / "reports" / f"{run.run_id}_comparison.json", comparison.path):
+    for path in (layout.evaluation / "reports" / f"{run.run_id}_comparison.json", comparison.path):
         durable.write_json(path, comparison.as_json())
     return comparison
 

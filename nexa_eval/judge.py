@@ -94,7 +94,7 @@ def judge(
     result = carry_out(assignment, now=now)
     gates = tuple(apply_gate(gate, result.metrics["metrics"]) for gate in loaded.gates)
     verdict = Verdict(all(gate.passed for gate in gates), about, gates, result, result.run.path / "verdict.json")
-    copy = layout.processed / "evaluation" / "reports" / f"{result.run.run_id}_verdict.json"
+    copy = layout.evaluation / "reports" / f"{result.run.run_id}_verdict.json"
     for path in (copy, verdict.path):
         durable.write_json(path, verdict.as_json())
     return verdict

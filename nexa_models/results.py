@@ -109,7 +109,7 @@ def write_results(
     layout: Layout, run: RunFolder, described: dict[str, Any], predictions: pa.Table | None
 ) -> list[Path]:
     """Write metrics and predictions to the run's folder and to `data/processed/evaluation/`; returns the run's own files."""
-    evaluation = layout.processed / "evaluation"
+    evaluation = layout.evaluation
     durable.write_json(run.metrics, described)
     durable.write_json(evaluation / "reports" / f"{run.run_id}.json", {"run_id": run.run_id, **described})
     if predictions is None:

@@ -19,5 +19,7 @@ def open_trackers(job: Job, folder: RunFolder, *, resume_step: int) -> Iterator[
         labels = {"run_id": folder.run_id, "experiment": job.config.experiment}
         trackers.append(PrometheusFile(story.prometheus_path, labels=labels))
     wanted = destinations_of(os.environ, mlflow_uri=settings.mlflow_uri, tensorboard=settings.tensorboard)
+    if job.layout.apart is not None:  # a run that is to show nowhere
+        wanted = []
     with Followers(story, wanted, wait_seconds=settings.wait_seconds), closing(Trackers(trackers)) as tracker:
         yield tracker

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from nexa_core.command import show
+from scripts.completion import complete_run
 from scripts.options import CheckpointPath, Json, OptionalCheckpoint, OptionalConfig, Overrides, RunId, Tarball, Trust
 
 app = typer.Typer()
@@ -180,6 +181,35 @@ def leaderboard(
 
     board = make_leaderboard(Layout.from_environment(), experiment=experiment, metric=metric)
     show(board.as_json(), board.as_text(), as_json)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's id, or a folder with its records, as nexa export writes it.", autocompletion=complete_run
+        ),
+    ],
+    tolerance: Annotated[
+        float, typer.Option(help="How far each score may be off, relative to the recorded one.", min=0)
+    ] = 0.001,
+    exact: Annotated[bool, typer.Option("--exact", help="Only results equal to the last bit will do.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the second run where it is equal, too.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Begin the second run again, whatever there is of it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recorded run again and say how equal the two are; exit code 3 when they are not.
+
+    Example: nexa reproduce baseline_20260102_030405
+    """
+    from nexa_core.paths import Layout
+    from nexa_ops.reproduce.reproduce import reproduce as reproduce_run
+
+    layout = Layout.from_environment()
+    reproduction = reproduce_run(layout, run, tolerance=tolerance, keep=keep, anew=anew)
+    show(reproduction.as_json(), reproduction.as_text(), as_json)
+    reproduction.require_pass(exact=exact)
 
 
 @app.command(name="track-sync")

@@ -133,7 +133,7 @@ class DataQuery:
         return paths
 
     def _prediction_files(self) -> list[Path]:
-        return sorted((self._layout.processed / "evaluation" / "predictions").glob("*.parquet"))
+        return sorted((self._layout.evaluation / "predictions").glob("*.parquet"))
 
 
 def _state(path: Path) -> tuple[Path, int, int]:

@@ -37,6 +37,7 @@ def launch(
             {
                 "config": config.resolved(),
                 "root": str(layout.root),
+                "apart": None if layout.apart is None else str(layout.apart),
                 "config_path": None if config_path is None else str(config_path),
                 "resume": resume,
                 "resume_from": None if resume_from is None else str(resume_from),

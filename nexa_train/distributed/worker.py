@@ -19,14 +19,14 @@ def work(order_path: Path) -> None:
     from nexa_train.train import run
 
     order = json.loads(order_path.read_bytes())
-    config_path, resume_from = (
-        None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from")
+    config_path, resume_from, apart = (
+        None if order[key] is None else Path(order[key]) for key in ("config_path", "resume_from", "apart")
     )
     is_main = read_world(os.environ).is_main
     try:
         result = run(
             RunConfig.model_validate_json(json.dumps(order["config"])),
-            layout=Layout(Path(order["root"])),
+            layout=Layout(Path(order["root"]), apart=apart),
             config_path=config_path,
             resume=order["resume"],
             resume_from=resume_from,

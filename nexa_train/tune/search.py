@@ -18,7 +18,7 @@ from nexa_core.config.documents import read_document
 from nexa_core.config.load import parse_config
 from nexa_core.config.tune import Tune
 from nexa_core.environment import num_cores
-from nexa_core.errors import GateError, Preempted, UserError
+from nexa_core.errors import GateError, Interrupted, Preempted, UserError
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 from nexa_models.scores import MORE_IS_BETTER
@@ -110,8 +110,9 @@ class Search:
             assert hold is not None
             try:
                 self._run(trials[number], trials, resumes=resumes)
-            except Preempted:
-                raise Preempted(f"told to end: trial {number} is saved; the same command goes on there") from None
+            except Preempted as error:
+                how = "interrupted" if isinstance(error, Interrupted) else "told to end"
+                raise type(error)(f"{how}: trial {number} is saved; the same command goes on there") from None
             finally:
                 hold.release()
 

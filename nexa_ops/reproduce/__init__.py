@@ -1,0 +1,1 @@
+"""Running a recorded run again, and saying how equal the two are."""
