@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nexa_core.config.data import PretrainOutput, TrainingOutput
+if TYPE_CHECKING:
+    from nexa_core.config.data import PretrainOutput, TrainingOutput
 
 SPLITS = ("train", "val", "test")
 HELD_OUT = ("val", "test")
@@ -24,7 +26,7 @@ def positions_of(inputs: Sequence[bytes], salt: str | None) -> np.ndarray:
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-def splits_of(positions: np.ndarray, output: TrainingOutput | PretrainOutput) -> np.ndarray:
+def splits_of(positions: np.ndarray, output: "TrainingOutput | PretrainOutput") -> np.ndarray:
     """For each position the number of its split in `SPLITS`."""
     shares = positions.astype(np.float64) / 2**64
     return np.where(shares < output.test, 2, np.where(shares < output.test + output.val, 1, 0))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_core import digests, durable
-from nexa_core.config.data import DatasetConfig, LoadedTokenizer, TokenizerConfig
+from nexa_core.config.data import DatasetConfig
+from nexa_core.config.tokenizer import LoadedTokenizer, TokenizerConfig
 from nexa_core.errors import UserError
 from nexa_core.lookup import did_you_mean
 from nexa_core.paths import Layout

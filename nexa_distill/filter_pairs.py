@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_core import digests, durable
-from nexa_core.config.data import LoadedTokenizer
+from nexa_core.config.tokenizer import LoadedTokenizer
 from nexa_core.config.distill import DistillConfig
 from nexa_core.config.distill_filter import FilterConfig, JudgeCheck, OwnCheck
 from nexa_core.config.quality import CustomStep

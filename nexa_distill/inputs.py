@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from nexa_core import digests
-from nexa_core.config import DataConfig, DistillConfig, load_config
+from nexa_core.config import DistillConfig, load_config
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_distill.places import Place, place_of, require_file
@@ -36,10 +36,11 @@ def open_inputs(config: DistillConfig, layout: Layout) -> "Inputs":
         UserError: they are not there, and `prepare` does not make them.
     """
     if config.prepare is not None and not place_of(layout, config.inputs, FOLDER).path.exists():
+        from nexa_core.config import DataConfig  # what a run whose inputs are there does not need
+        from nexa_data.prepare import prepare
+
         data = load_config(layout.find(config.prepare), DataConfig)
         if wanted := tuple(dataset for dataset in data.datasets if dataset.key == config.inputs):
-            from nexa_data.prepare import prepare  # what a run whose inputs are there does not need
-
             logger.info("%s is not there yet: preparing it from %s", config.inputs, config.prepare)
             prepare(data.model_copy(update={"datasets": wanted}), layout)
     return Inputs(layout, config.inputs, max_rows=config.collect.max_samples)

@@ -37,6 +37,8 @@ HELD_ANSWERS = 2048
 MOST_AHEAD = 65_536
 """Requests between the first that is not answered and the last that was sent."""
 BILLS_ASKED_AT_ONCE = 16
+WORKERS_A_SPARE_ONE = 4
+"""Some wait to try again, and others ask meanwhile; how many ask at once is the gate's to say."""
 
 
 class OutOfBudget(GateError):
@@ -130,7 +132,9 @@ class Asking:
         self._settled, self._halted = asyncio.Event(), asyncio.Event()
         await self._settle_cut_off()
         self.budget.spent_picousd = self._store.total(self._purpose).picousd
-        self._workers = [loop.create_task(self._work()) for _ in range(self._pace.concurrency)]
+        most = self._pace.concurrency
+        num_workers = most + most // WORKERS_A_SPARE_ONE
+        self._workers = [loop.create_task(self._work()) for _ in range(num_workers)]
         for worker in self._workers:
             worker.add_done_callback(lambda _: self._news.set())
 

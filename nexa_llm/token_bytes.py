@@ -2,15 +2,16 @@
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+if TYPE_CHECKING:  # what only those load who read a teacher's log probabilities
+    from tokenizers import Tokenizer
 
 WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def bytes_by_id(tokenizer: Tokenizer) -> dict[int, bytes]:
+def bytes_by_id(tokenizer: "Tokenizer") -> dict[int, bytes]:
     """By the tokenizer's own decoder: byte-level, SentencePiece's marks and byte names, or plain text.
 
     The name alone does not say it: ``é`` is one byte of a byte-level vocabulary, and two of one of characters.
@@ -31,7 +32,7 @@ def bytes_by_id(tokenizer: Tokenizer) -> dict[int, bytes]:
     return {index: spelled(name) for name, index in tokenizer.get_vocab(with_added_tokens=True).items()}
 
 
-def id_by_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
+def id_by_bytes(tokenizer: "Tokenizer") -> dict[bytes, int]:
     """The token that has just these bytes; of several the one that text is encoded with, so that names of bytes come last."""
     names = {index: name for name, index in tokenizer.get_vocab(with_added_tokens=True).items()}
     spelled = bytes_by_id(tokenizer)

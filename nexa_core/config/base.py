@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Of whatever becomes part of a file's name."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings: unknown keys and wrong types are errors; a field's docstring is its documentation."""

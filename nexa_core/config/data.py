@@ -6,24 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from nexa_core.config.base import Settings
+from nexa_core.config.base import NAME_PATTERN, Settings
 from nexa_core.config.overlaps import Decontamination, NearDuplicates
 from nexa_core.config.quality import QualityStep
+from nexa_core.config.tokenizer import TokenizerConfig
 
 LEAST_MEMORY_BYTES = 512 * 2**20
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 def by_name(value: Any) -> Any:
     """The tag of a group of settings that is told apart by its `name`; ``package.module:name`` is the user's own."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return "custom" if isinstance(name, str) and ":" in name else name
-
-
-def by_path(value: Any) -> str:
-    """The tag of a tokenizer: one with a `path` is there already."""
-    given = value if isinstance(value, dict) else vars(value)
-    return "loaded" if given.keys() & {"path", "begin", "end"} else "trained"
 
 
 class CsvFormat(Settings):
@@ -250,31 +244,6 @@ class TeacherInputsOutput(Settings):
 
 
 Output = Annotated[TrainingOutput | PretrainOutput | TeacherInputsOutput, Field(discriminator="name")]
-
-
-class TrainedTokenizer(Settings):
-    """A byte-level BPE tokenizer, trained on the training split or shards and stored with the data."""
-
-    vocab_size: Annotated[int, Field(ge=260)] = 4096
-    """Number of tokens, the 256 bytes and the special ones among them."""
-
-
-class LoadedTokenizer(Settings):
-    """A tokenizer that is there already, of a model that is brought along or of another dataset; stored with the data."""
-
-    path: str
-    """Its tokenizer.json, below the laboratory's root or absolute. Another content of it is another dataset."""
-    begin: str | None = "<|bos|>"
-    """The token in front of each document of token sequences, and of each text that a model made from sizes reads; null for
-    none. Without token sequences and this setting it may have another usual name, such as `<s>` or `<|begin_of_text|>`."""
-    end: str = "<|eos|>"
-    """The token behind them; likewise `</s>`, `<|endoftext|>` and such."""
-
-
-TokenizerConfig = Annotated[
-    Annotated[TrainedTokenizer, Tag("trained")] | Annotated[LoadedTokenizer, Tag("loaded")],
-    Discriminator(by_path),
-]
 
 
 class About(Settings):

@@ -6,8 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nexa_core.config.ask import AskConfig, PositiveInt, Share
-from nexa_core.config.base import Settings
-from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.base import NAME_PATTERN, Settings
 from nexa_core.config.distill_filter import FilterConfig, RegenerateConfig
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Discriminator, Field, Tag
 
 from nexa_core.config.ask import AskConfig, PositiveInt, Share
-from nexa_core.config.base import Settings
-from nexa_core.config.data import NAME_PATTERN, TokenizerConfig
+from nexa_core.config.base import NAME_PATTERN, Settings
 from nexa_core.config.quality import (
     CitationsStep,
     CustomStep,
@@ -21,6 +20,7 @@ from nexa_core.config.quality import (
     by_step_name,
     not_a_pattern,
 )
+from nexa_core.config.tokenizer import TokenizerConfig
 
 
 class MathCheck(Settings):

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nexa_core.config.base import Settings
-from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.base import NAME_PATTERN, Settings
 from nexa_core.config.distillation import Distillation
 from nexa_core.config.model import ModelConfig
 from nexa_core.config.training import Distributed, Training

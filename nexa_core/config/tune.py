@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nexa_core.config.base import Settings
-from nexa_core.config.data import NAME_PATTERN
+from nexa_core.config.base import NAME_PATTERN, Settings
 
 PositiveInt = Annotated[int, Field(gt=0)]
 

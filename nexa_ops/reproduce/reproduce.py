@@ -37,7 +37,7 @@ class Reproduction:
     """What came of running a run again."""
 
     run_id: str
-    repeated_as: str
+    repeated_id: str
     verdict: Verdict
     differing_inputs: tuple[str, ...]
     tolerance: float
