@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nexa_core import digests, durable
-from nexa_core.config.tokenizer import LoadedTokenizer
 from nexa_core.config.distill import DistillConfig
 from nexa_core.config.distill_filter import FilterConfig, JudgeCheck, OwnCheck
 from nexa_core.config.quality import CustomStep
+from nexa_core.config.tokenizer import LoadedTokenizer
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress

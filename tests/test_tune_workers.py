@@ -81,6 +81,36 @@ def test_killed_with_its_workers_the_command_goes_on(lab: Layout, alone: list[Tr
     assert trial.differing == []
 
 
+def test_ctrl_c_once_ends_the_workers_saved_and_twice_at_once(lab: Layout, alone: list[Trial], tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml", **STUDY)
+    command = command_for(path, "--workers", "2")
+    journal = lab.artifacts / "tune" / "test_tune" / "journal.jsonl"
+    process = start(lab, command)
+    wait_until(lambda: journal.exists() and b'"end"' in journal.read_bytes())
+    workers = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.count("interrupted: the workers finish their step and save it") == 1
+    assert said.splitlines()[-1] == "error: interrupted, and so were the workers; the same command goes on"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+    process = start(lab, command)
+    wait_until(lambda: len(workers_of(process)) == 2)
+    workers = workers_of(process)
+    for pid in workers:  # one that does nothing when told
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "error: stopped at once; the same command goes on from what was saved"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert found(trials_of(path, lab, NUM_TRIALS)) == found(alone)
+    assert_each_ran_once(lab)
+
+
 def test_a_trial_by_itself_is_the_studys(lab: Layout, tmp_path: Path) -> None:
     path = write_study(tmp_path / "run.yaml")
     by_itself = train_again(search_of(path, lab), 2)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from nexa_core import durable
 from nexa_core.endings import ENDINGS
-from nexa_core.errors import NodeError, Preempted
+from nexa_core.errors import Interrupted, NodeError, Preempted
 from nexa_core.progress import Progress
 from nexa_train.tune.records import Trial, best_of
 from nexa_train.tune.search import Search, ending_text
@@ -34,7 +34,8 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
 
     Raises:
         NexaError: all workers ended before the search was done; of the kind that the last one ended with.
-        Preempted: this process was told to end; the workers have saved.
+        Preempted: this process was told to end; the workers have saved. Interrupted where it was by Ctrl-C, and the second
+            one killed them.
     """
     ended = {trial.number for trial in search.trials() if trial.ending is not None}
     total = search.num_trials(max_trials)
@@ -43,7 +44,7 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
         _started(search, command, num_workers) as workers,
         Progress("search", total=total, unit="trials", start=len(ended)) as progress,
     ):
-        while not told.is_set():
+        while told.by is None:
             running = [process for process, _ in workers if process.poll() is None]
             trials = search.trials()
             _tell(search, trials, ended)
@@ -53,6 +54,8 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
             if not running:
                 raise _all_gone(workers)
             told.wait(SECONDS_BETWEEN_LOOKS)
+    if told.by == signal.SIGINT:
+        raise Interrupted("interrupted, and so were the workers; the same command goes on")
     raise Preempted("told to end, and so were the workers; the same command goes on")
 
 
@@ -109,7 +112,17 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         try:
             process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill([process])
+        except KeyboardInterrupt:
+            _kill(processes)
+            raise Interrupted("stopped at once; the same command goes on from what was saved") from None
+
+
+def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    """With what each has started itself: it leads a group."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -139,16 +152,32 @@ def _all_gone(workers: list[tuple[subprocess.Popen[bytes], Path]]) -> Exception:
     return kind(told)
 
 
+class _Told:
+    """Whether this process has been told to end, and by what."""
+
+    def __init__(self) -> None:
+        self.by: int | None = None
+        self._set = threading.Event()
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.by is not None:
+                raise KeyboardInterrupt
+            os.write(2, b"interrupted: the workers finish their step and save it; Ctrl-C again stops at once\n")
+        self.by = self.by or number
+        self._set.set()
+
+    def wait(self, seconds: float) -> None:
+        self._set.wait(seconds)
+
+
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Is set by SIGTERM."""
-    told = threading.Event()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    before = signal.signal(signal.SIGTERM, remember)
+def _told_to_end() -> Iterator[_Told]:
+    """Hears SIGTERM, and Ctrl-C, of which the second interrupts whatever waits."""
+    told = _Told()
+    before = {number: signal.signal(number, told.hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
