@@ -47,17 +47,21 @@ class Gate:
         self._outcomes = self._overloads = 0
 
     async def enter(self) -> None:
-        while True:
-            if (wait := self._closed_until - self._clock()) > 0:
+        """Wait for a place; who comes first has the first one that is free."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._let_in()
+        try:
+            await turn
+            while (wait := self._closed_until - self._clock()) > 0:
                 await asyncio.sleep(wait)
-            elif self.num_under_way < self.limit:
-                break
-            else:
-                turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.append(turn)
-                await turn
-        self.num_under_way += 1
-        self.most_under_way = max(self.most_under_way, self.num_under_way)
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            else:  # its place has been given already
+                self.num_under_way -= 1
+                self._let_in()
+            raise
 
     def leave(self, *, overloaded: bool) -> None:
         self.num_under_way -= 1
@@ -69,7 +73,12 @@ class Gate:
             elif self._overloads <= SHARE_THAT_IS_USUAL * self._outcomes:
                 self.limit = min(self.most, self.limit + max(1, int(self.most * UP_SHARE)))
             self._outcomes = self._overloads = 0
-        for _ in range(min(len(self._waiting), max(0, self.limit - self.num_under_way))):
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self.num_under_way < self.limit:
+            self.num_under_way += 1  # here, so that nobody comes in between
+            self.most_under_way = max(self.most_under_way, self.num_under_way)
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)

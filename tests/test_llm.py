@@ -204,6 +204,41 @@ def test_the_gate_lets_no_more_out_than_its_limit() -> None:
     assert (most, gate.num_under_way) == (4, 0)
 
 
+def test_the_gate_lets_out_who_has_waited_longest() -> None:
+    gate, order = Gate(2, Clock()), list[int]()
+
+    async def pass_through_again_and_again(number: int) -> None:
+        for _ in range(5):
+            await gate.enter()
+            order.append(number)
+            await asyncio.sleep(0)
+            gate.leave(overloaded=False)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(pass_through_again_and_again(number) for number in range(5)))
+
+    asyncio.run(all_at_once())
+    assert order == [0, 1, 2, 3, 4] * 5
+
+
+def test_who_gives_up_waiting_at_the_gate_takes_no_place() -> None:
+    gate = Gate(1, Clock())
+
+    async def give_up() -> None:
+        await gate.enter()
+        waiting = [asyncio.create_task(gate.enter()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        gate.leave(overloaded=False)  # in the same moment
+        waiting[1].cancel()
+        await asyncio.wait_for(waiting[2], 1)
+        assert gate.num_under_way == 1
+        gate.leave(overloaded=False)
+
+    asyncio.run(give_up())
+    assert gate.num_under_way == 0
+
+
 def test_a_long_row_of_failures_closes_the_gate_and_an_answer_opens_it() -> None:
     clock = Clock()
     gate = Gate(8, clock)
