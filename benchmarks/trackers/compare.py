@@ -6,6 +6,7 @@ python -m benchmarks.trackers.compare --rounds 3
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -18,13 +19,15 @@ from tests.trackers import mlflow_server
 
 STEPS = 5000
 STEPS_IN_THE_LOOP = 300
+NONE = "no tracker"
 KEY = "0" * 40
 WANDB = {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", help="names of contestants; always without a tracker as well")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "lab"
@@ -36,7 +39,7 @@ def main() -> None:
         with mlflow_server(Path(scratch) / "server") as address:
             mlflow = {"MLFLOW_TRACKING_URI": address}
             contestants: dict[str, tuple[list[str], dict[str, str]]] = {
-                "no tracker": (["ours"], {}),
+                NONE: (["ours"], {}),
                 "TensorBoard": (["ours", "--tensorboard"], {}),
                 "MLflow": (["ours"], mlflow),
                 "W&B": (["ours"], WANDB),
@@ -44,9 +47,11 @@ def main() -> None:
                 "`mlflow.log_metrics` in the loop": (["mlflow.log_metrics"], mlflow),
                 "`wandb.log` in the loop": (["wandb.log"], WANDB),
             }
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
-            for _ in range(given.rounds):
-                for name, (arguments, asked) in contestants.items():
+            names = [name for name in contestants if not given.only or name in (NONE, *given.only)]
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            for number in range(given.rounds):
+                for name in random.Random(number).sample(names, len(names)):  # another order each time
+                    arguments, asked = contestants[name]
                     found[name].append(measure(arguments, root, {**environment, **asked}))
     show(found)
 
@@ -61,19 +66,17 @@ def measure(arguments: list[str], root: Path, environment: dict[str, str]) -> di
 
 
 def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A table of medians over the rounds, with the range of the median step."""
-    base = {key: middle(found["no tracker"], key) for key in ("median_us", "mean_us", "cpu_us")}
-    print("| tracker | median step | range | to none | mean step | to none | processor time a step | to none |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    """A table of medians over the rounds; each is held against the same round's without a tracker, for machines drift."""
+    print("| tracker | median step | to none: median, range | processor time a step | to none: median, range |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for name, rounds in found.items():
-        cells = [f"{middle(rounds, 'median_us'):,.0f} µs"]
-        medians = [each["median_us"] for each in rounds]
-        cells += [
-            f"{min(medians):,.0f} to {max(medians):,.0f}",
-            f"{middle(rounds, 'median_us') / base['median_us'] - 1:+.1%}",
-        ]
-        for key in ("mean_us", "cpu_us"):
-            cells += [f"{middle(rounds, key):,.0f} µs", f"{middle(rounds, key) / base[key] - 1:+.1%}"]
+        cells = []
+        for key in ("median_us", "cpu_us"):
+            ratios = [each[key] / none[key] - 1 for each, none in zip(rounds, found[NONE], strict=True)]
+            cells += [
+                f"{middle(rounds, key):,.0f} µs",
+                f"{statistics.median(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})",
+            ]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
