@@ -266,8 +266,15 @@ def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) ->
 
 def _made_of(settings: CollectConfig, inputs: Inputs) -> dict[str, Any]:
     """Everything that decides which answers these are."""
-    deciding = {name: value for name, value in settings.resolved().items() if name not in FREE_KEYS}
-    return {"inputs": inputs.sha256, "num_rows": inputs.num_rows, "config": deciding}
+    return {"inputs": inputs.sha256, "num_rows": inputs.num_rows, "config": deciding(settings)}
+
+
+def deciding(settings: CollectConfig) -> dict[str, Any]:
+    """The settings that decide an answer."""
+    found = {name: value for name, value in settings.resolved().items() if name not in FREE_KEYS}
+    if settings.engine == "transformers":  # so that answers are what they were before there was another
+        del found["engine"]
+    return found
 
 
 def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:

@@ -22,7 +22,7 @@ from nexa_data.seen import Seen
 from nexa_distill import outputs
 from nexa_distill.checks import Pair
 from nexa_distill.checks.judge import read_template
-from nexa_distill.collect_teacher import FREE_KEYS, Collected, describe
+from nexa_distill.collect_teacher import Collected, deciding, describe
 from nexa_distill.filter_pairs import Filtered, filter_pairs
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import OutputTable, Tally
@@ -150,11 +150,10 @@ def _filtered_of(config: DistillConfig, layout: Layout, source: str | None) -> _
 
 def _made_of(config: DistillConfig, filtered: _FilteredBefore, template: str) -> dict[str, Any]:
     """Everything that decides which requests are sent."""
-    asked = {name: value for name, value in config.collect.resolved().items() if name not in FREE_KEYS}
     return {
         "rejected": digests.of_file(filtered.rejected),
         "kept": None if filtered.kept is None else digests.of_file(filtered.kept),
-        "config": [asked, config.regenerate.max_tries, template],
+        "config": [deciding(config.collect), config.regenerate.max_tries, template],
         "filter": [config.filter.keep_truncated, [step.resolved() for step in config.filter.steps]],
     }
 

@@ -1,7 +1,7 @@
 """Asking a language model: answers to a stream of requests, in its order, each of them paid for once, ever."""
 
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nexa_llm.logprobs import TokenIds
 from nexa_llm.openai import OpenAi
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
+from nexa_llm.served import TOKENIZER, Served
 from nexa_llm.store import Store, Total, store_path
 
 PROVIDERS = {
@@ -58,7 +59,9 @@ def ask(
     """
     asked = asked or Asked()
     teacher = open_teacher(config, layout)
-    with _store_of(teacher, layout) as store:
+    with _store_of(teacher, layout) as store, ExitStack() as held:
+        if isinstance(teacher, OpenAi):
+            held.callback(teacher.close)
         with closing(_answers(teacher, store, requests, config, layout, purpose, max_cost_usd)) as answers:
             for answer in answers:
                 asked.num_bought += answer.is_new
@@ -102,6 +105,13 @@ def price_of(config: AskConfig, *, has_budget: bool) -> Price | None:
     return require_price(config.model, config.prices) if has_budget else find_price(config.model, config.prices)
 
 
+def _token_ids(teacher: OpenAi, config: AskConfig, layout: Layout) -> TokenIds | None:
+    """What ids the tokens have whose log probabilities are asked for."""
+    if isinstance(teacher, Served):
+        return None if config.sampling.logprobs is None else TokenIds(teacher.folder / TOKENIZER)
+    return None if config.tokenizer is None else TokenIds(layout.absolute(config.tokenizer))
+
+
 def _store_of(teacher: Any, layout: Layout) -> AbstractContextManager[Store | None]:
     return nullcontext() if isinstance(teacher, Recorded) else Store(store_path(layout))
 
@@ -127,6 +137,6 @@ def _answers(
         purpose=purpose,
         price=price_of(config, has_budget=max_cost_usd is not None),
         max_cost_usd=max_cost_usd,
-        token_ids=None if config.tokenizer is None else TokenIds(layout.absolute(config.tokenizer)),
+        token_ids=_token_ids(teacher, config, layout),
     )
     return asking.answers(requests)

@@ -230,6 +230,7 @@ class Asking:
             del self._buying[job.key]
 
     async def _buy(self, job: Job) -> Answer | None:
+        await self._teacher.ready()
         for number in range(1, self._pace.max_tries + 1):
             outcome = await self._try(job)
             if not isinstance(outcome, Failure):

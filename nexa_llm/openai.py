@@ -102,6 +102,12 @@ class OpenAi:
             skip_auto_headers=("User-Agent",),
         )
 
+    async def ready(self) -> None:
+        """Wait until there is a server to send to."""
+
+    def close(self) -> None:
+        """Let go of what was begun to be asked."""
+
     async def send(self, session: Any, request: ChatRequest, call_id: str) -> Response:
         """Ask once.
 

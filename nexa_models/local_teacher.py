@@ -16,6 +16,7 @@ from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_data.encoder import load_tokenizer
 from nexa_llm.chat import ChatRequest, Message, Sampling
+from nexa_llm.served import Served
 from nexa_models.chat import prompt_ids, stop_ids
 from nexa_models.generation import Draw, Written, write
 from nexa_models.numerics import choose_device, make_deterministic
@@ -30,7 +31,7 @@ MOST_TOKENS = 4096
 """What a folder that names no limit is taken to read."""
 
 
-def open_local(config: AskConfig, layout: Layout) -> "LocalTeacher":
+def open_local(config: AskConfig, layout: Layout) -> "LocalTeacher | Served":
     """The model that `local:<path>` names, a path below the laboratory's root, below these packages, or absolute.
 
     Raises:
@@ -42,6 +43,13 @@ def open_local(config: AskConfig, layout: Layout) -> "LocalTeacher":
             f"teacher {config.teacher}: there is no such file or folder. Give a checkpoint (.pt), or a folder with "
             f"{CONFIG}, {WEIGHTS} and {TOKENIZER}; the shipped one is local:nexa_distill/teacher."
         )
+    if config.engine == "vllm":
+        if not (path / CONFIG).is_file():
+            raise UserError(
+                f"engine: vllm serves a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}, and {config.teacher} is none; make "
+                f"one of a checkpoint: nexa export --checkpoint {config.model} --output <folder>"
+            )
+        return Served(config, path, log=layout.logs / "vllm.log")
     if path.is_dir():
         teacher = load_teacher(path, max_tokens=_longest(path), kind="chat")
         assert teacher.spec.pretrained is not None

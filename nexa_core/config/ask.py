@@ -65,6 +65,8 @@ class AskConfig(Settings):
 
     teacher: Annotated[str, Field(pattern=r"^[^:]+:.+$")]
     """`openai:<model>` of any server that speaks OpenAI's protocol, `local:<checkpoint or folder>`, or `recorded:<file>`."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What a `local:` teacher runs on. vllm: `vllm serve`, where it is installed, serves the folder, which is asked at `pace`."""
     base_url: str | None = None
     """The server's URL up to and including `/v1`; OPENAI_BASE_URL, or OpenAI's own, without it."""
     api_key_variable: str = "OPENAI_API_KEY"
@@ -96,7 +98,8 @@ class AskConfig(Settings):
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         needs = {
-            "openai": ("base_url", "api_key_variable", "max_tokens_name", "extra_body", "pace", "prices"),
+            "openai": ("base_url", "api_key_variable", "max_tokens_name", "extra_body", "prices"),
+            "local": ("engine",),
             "recorded": ("prompt_column", "completion_column"),
         }
         for provider, keys in needs.items():
@@ -107,6 +110,10 @@ class AskConfig(Settings):
                     and key in self.model_fields_set
                 ):
                     yield (key,), f"only a teacher `{provider}:...` uses it, and this one is {self.teacher}"
+        if "pace" in self.model_fields_set and (
+            self.provider == "recorded" or (self.provider == "local" and self.engine != "vllm")
+        ):
+            yield ("pace",), f"only a teacher that is a server has one, and this one is {self.teacher}"
         if self.provider == "recorded":
             for key in ("sampling", "system_prompt", "tokenizer"):
                 if key in self.model_fields_set:
