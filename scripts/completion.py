@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from nexa_core.paths import Layout
+from nexa_core.runs import RUN_ID, RunFolder, is_evaluation
 
 MOST = 200
 """Offered at once: of more a shell would only ask whether to show them."""
@@ -13,8 +15,14 @@ MOST = 200
 def complete_run(incomplete: str) -> list[str]:
     """Ids of runs, the newest first."""
     runs = Layout.from_environment().runs
-    names = [name for experiment in _names(runs) for name in _names(runs / experiment) if name.startswith(incomplete)]
-    return sorted((name for name in names if "." not in name), key=_time, reverse=True)[:MOST]
+    found = [
+        (match["time"], int(match["attempt"] or 1), RunFolder(runs / experiment / name))
+        for experiment in _names(runs)
+        for name in _names(runs / experiment)
+        if name.startswith(incomplete) and (match := RUN_ID.match(name))
+    ]
+    newest_first = (run for _, _, run in sorted(found, key=lambda each: (each[:2], each[2].run_id), reverse=True))
+    return list(islice((run.run_id for run in newest_first if not is_evaluation(run)), MOST))
 
 
 def complete_experiment(incomplete: str) -> list[str]:
@@ -31,18 +39,12 @@ def complete_tier(incomplete: str) -> list[str]:
 
 def complete_config(incomplete: str) -> list[str]:
     """YAML files and folders, from the folder that has been typed so far."""
-    folder, _, _ = incomplete.rpartition("/")
-    before = f"{folder}/" if folder or incomplete.startswith("/") else ""
-    found = []
-    try:
-        for entry in os.scandir(before or "."):
-            if entry.name.endswith((".yaml", ".yml")):
-                found.append(f"{before}{entry.name}")
-            elif entry.is_dir() and not entry.name.startswith("."):
-                found.append(f"{before}{entry.name}/")
-    except OSError:
-        return []
-    return _beginning(incomplete, found)
+    found = _beginning(incomplete, _configs(incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""))
+    if len(found) == 1 and found[0].endswith(
+        "/"
+    ):  # or the shell would put a space behind it, as behind a finished word
+        return _beginning(found[0], _configs(found[0])) or found
+    return found
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -55,8 +57,16 @@ def complete_checkpoint(incomplete: str) -> list[str]:
     return _beginning(incomplete, names)
 
 
-def _time(name: str) -> list[str]:
-    return name.split("_")[-3:]
+def _configs(folder: str) -> Iterator[str]:
+    """What lies in a folder, by the path that is typed for it: the folder's own name, with its slash, stands in front."""
+    try:
+        for entry in os.scandir(folder or "."):
+            if entry.name.endswith((".yaml", ".yml")):
+                yield f"{folder}{entry.name}"
+            elif entry.is_dir() and not entry.name.startswith("."):
+                yield f"{folder}{entry.name}/"
+    except OSError:
+        return
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
