@@ -44,7 +44,12 @@ def clean(
     policy = load_policy(config, overrides=override or [])
     plan = make_plan(layout, policy, now=datetime.now(UTC))
     if not yes:
-        show(plan.as_json(), f"{plan.as_text()}\nnothing was deleted; nexa clean --yes does it", as_json)
+        done = (
+            "nothing was deleted; nexa clean --yes does it"
+            if plan.items
+            else "there is nothing to delete by these rules"
+        )
+        show(plan.as_json(), f"{plan.as_text()}\n{done}", as_json)
         return
     cleaned = clean_up(layout, plan, now=lambda: datetime.now(UTC))
     show(cleaned.as_json(), f"{plan.as_text()}\n{cleaned.as_text()}", as_json)

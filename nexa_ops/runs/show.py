@@ -9,10 +9,14 @@ from typing import Any
 import yaml
 
 from nexa_core.paths import Layout
+from nexa_core.runs import CHECKPOINT_NAME, RunFolder
 from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found
 from nexa_ops.runs.table import Row, age_text, describe, read_or_empty, size_of, size_text
+
+NUM_SHOWN = 3
+"""Checkpoints that are named, the newest; of the others only how many there are."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Shown:
     dataset: str | None
     metrics: dict[str, float]
     checkpoints: dict[str, int]
-    """Size in bytes, by name."""
+    """Size in bytes, by name; the oldest first."""
     result: str | None
     package: str | None
     parents: tuple[str, ...]
@@ -45,15 +49,21 @@ class Shown:
         yield "ended", row.ended
         yield "process", self.process
         yield "begun", f"{row.begun_at:%Y-%m-%d %H:%M:%S} UTC, {age_text(now - row.begun_at)} ago"
-        yield "steps", None if row.step is None else f"{row.step:,} of {row.num_steps or 'an unknown number'}"
+        yield "steps", None if row.step is None else f"{row.step:,} of {_number(row.num_steps)}"
         yield "model", self.model
         yield "dataset", self.dataset
         for name, value in self.metrics.items():
             yield "score", f"{name} {value:.4f}"
         if not self.metrics and row.value is not None:
             yield "newest", f"{row.metric} {row.value:.4f}"
-        for name, size_bytes in self.checkpoints.items():
-            yield "checkpoint", f"{name} {size_text(size_bytes)}{' (the result)' if name == self.result else ''}"
+        shown = [name for name in self.checkpoints if name == self.result] + list(self.checkpoints)[-NUM_SHOWN:]
+        for name in dict.fromkeys(shown):
+            yield (
+                "checkpoint",
+                f"{name} {size_text(self.checkpoints[name])}{' (the result)' if name == self.result else ''}",
+            )
+        if older := [size for name, size in self.checkpoints.items() if name not in shown]:
+            yield "", f"and {len(older):,} older, {size_text(sum(older))}"
         for parent in self.parents:
             yield "made from", parent
         seconds = None if row.wall_seconds is None else f"{row.wall_seconds:,.1f} s"
@@ -84,12 +94,22 @@ def show_run(layout: Layout, found: Found) -> Shown:
         model=manifest.get("model") or config.get("model", {}).get("name"),
         dataset=manifest.get("dataset") or _dataset(config),
         metrics=manifest.get("metrics", {}),
-        checkpoints={path.name: _size(path) for path in sorted(run.checkpoints.glob("checkpoint_*"))},
+        checkpoints={path.name: _size(path) for path in _oldest_first(run)},
         result=Path(manifest["checkpoint"]).name if manifest.get("checkpoint") else None,
         package=layout.relative(package) if package.exists() else None,
         parents=tuple(read_or_empty(run.lineage).get("parents", [])),
         process=None if holder is None else f"{holder.pid} on {holder.host}",
     )
+
+
+def _oldest_first(run: RunFolder) -> list[Path]:
+    named = [(path, CHECKPOINT_NAME.match(path.name)) for path in run.checkpoints.glob("checkpoint_*")]
+    found = [(path.stat().st_mtime_ns, int(match[2]), path) for path, match in named if match]
+    return [path for _, _, path in sorted(found)]
+
+
+def _number(number: int | None) -> str:
+    return "an unknown number" if number is None else f"{number:,}"
 
 
 def _config(path: Path) -> dict[str, Any]:
