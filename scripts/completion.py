@@ -11,6 +11,8 @@ from nexa_core.runs import RUN_ID, RunFolder, is_evaluation
 MOST = 200
 """Offered at once: of more a shell would only ask whether to show them."""
 
+CHECKPOINT_SUFFIXES = (".pt", ".sharded")
+
 
 def complete_run(incomplete: str) -> list[str]:
     """Ids of runs, the newest first."""
@@ -39,29 +41,30 @@ def complete_tier(incomplete: str) -> list[str]:
 
 def complete_config(incomplete: str) -> list[str]:
     """YAML files and folders, from the folder that has been typed so far."""
-    found = _beginning(incomplete, _configs(incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""))
-    if len(found) == 1 and found[0].endswith(
-        "/"
-    ):  # or the shell would put a space behind it, as behind a finished word
-        return _beginning(found[0], _configs(found[0])) or found
-    return found
+    return _paths(incomplete, (".yaml", ".yml"))
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
-    """Checkpoints of the newest finished run, and those below a folder that has been typed."""
-    layout = Layout.from_environment()
-    folder = Path(incomplete).parent if "/" in incomplete else layout.checkpoints
-    names = [
-        f"{folder}/{name}" for name in _names(folder) if name.endswith((".pt", ".sharded")) or (folder / name).is_dir()
-    ]
-    return _beginning(incomplete, names)
+    """Checkpoints of the newest finished run; and those below a folder that has been typed."""
+    shown = f"{Layout.from_environment().checkpoints}/"
+    found = _beginning(incomplete, _entries(shown, CHECKPOINT_SUFFIXES))
+    return found or _paths(incomplete, CHECKPOINT_SUFFIXES)
 
 
-def _configs(folder: str) -> Iterator[str]:
-    """What lies in a folder, by the path that is typed for it: the folder's own name, with its slash, stands in front."""
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    found = _beginning(incomplete, _entries(incomplete.rpartition("/")[0] + "/" if "/" in incomplete else "", suffixes))
+    if len(found) == 1 and found[0].endswith(
+        "/"
+    ):  # or the shell would put a space behind it, as behind a finished word
+        return _beginning(found[0], _entries(found[0], suffixes)) or found
+    return found
+
+
+def _entries(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """What has such a name in a folder, and the folders there; the folder as it was typed, with its slash, stands in front."""
     try:
         for entry in os.scandir(folder or "."):
-            if entry.name.endswith((".yaml", ".yml")):
+            if entry.name.endswith(suffixes):
                 yield f"{folder}{entry.name}"
             elif entry.is_dir() and not entry.name.startswith("."):
                 yield f"{folder}{entry.name}/"

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.completion import complete_checkpoint, complete_config, complete_run
-from tests.conftest import FinishedLab
+from scripts.completion import complete_checkpoint, complete_config
 
 NEXA = Path(sys.executable).parent / "nexa"
 RUNS = ("digits_20260102_030405", "digits_20260103_030405", "news_20260101_000000")
@@ -139,11 +138,15 @@ def test_a_folder_that_is_the_only_choice_is_opened(desk: Path) -> None:
     assert complete_config("nowhere/") == []
 
 
-def test_checkpoints_are_those_that_are_shown(finished_lab: FinishedLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEXA_ROOT", str(finished_lab.root))
-    names = [Path(path).name for path in complete_checkpoint("")]
-    assert {"best.pt", "last.pt"} <= set(names)
-    assert len(complete_run("")) == 3
+def test_checkpoints_are_those_that_are_shown_or_below_a_folder(desk: Path) -> None:
+    for folder in (desk / "artifacts" / "checkpoints", desk / "artifacts" / "runs" / "a" / "x_1" / "checkpoints"):
+        folder.mkdir(parents=True)
+        for name in ("best.pt", "last.pt", "notes.txt"):
+            (folder / name).write_text("")
+    assert complete_checkpoint("") == ["artifacts/checkpoints/best.pt", "artifacts/checkpoints/last.pt"]
+    assert complete_checkpoint("artifacts/ru") == ["artifacts/runs/a/"]
+    runs = "artifacts/runs/a/x_1/checkpoints"
+    assert complete_checkpoint("artifacts/runs/a/x_1/") == [f"{runs}/best.pt", f"{runs}/last.pt"]
 
 
 @pytest.mark.parametrize("words", [("nexa", ""), ("nexa", "runs", "show", ""), ("nexa", "train", "--config", "")])
