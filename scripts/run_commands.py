@@ -10,7 +10,7 @@ from nexa_core.command import show as show_result
 from scripts.completion import complete_experiment, complete_state
 from scripts.options import Json, Overrides, RunId
 
-app = typer.Typer(help="List the runs, look at one, follow, stop, resume or pin it.", rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 States = Annotated[
     list[str] | None,

@@ -12,7 +12,7 @@ from scripts.completion import complete_config, complete_run, complete_tier
 from scripts.options import Json, Overrides
 
 app = typer.Typer()
-storage_app = typer.Typer(help="Say how much lies in each storage tier, and move between them.", rich_markup_mode=None)
+storage_app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
