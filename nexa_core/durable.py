@@ -24,9 +24,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 def create(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends well, and vanishes when it does not.
 
+    A device or pipe, as /dev/stdout, is written to as it is.
+
     Args:
         flush: False for what can be made again and is held against its digest before it is used: it is not waited for the disk.
     """
+    if _is_device(path):
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -363,6 +370,11 @@ def remove_partial_files(folder: Path) -> None:
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a rename to this name would replace what is no file: /dev/stdout is a link, /dev/null a device."""
+    return path.exists() and not path.is_dir() and (path.parent == Path("/dev") or not path.is_file())
 
 
 def flush_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 import cloudpickle
 
 from nexa_core.environment import num_cores
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_data.ray_driver import DONE
 from nexa_data.sources.raw import Piece
 from nexa_data.workers import in_order
@@ -51,7 +51,7 @@ def make_all(make: Make, pieces: Sequence[Piece], means: Means) -> Iterator[Made
     """What `make` gives for each piece, in order.
 
     Raises:
-        RuntimeError: a process that reads was killed.
+        NexaError: a process that reads was killed.
         UserError: Ray is not installed.
     """
     return _by_ray(make, pieces) if means.engine == "ray" else in_order(make, pieces, means.num_processes)
@@ -72,7 +72,7 @@ def _by_ray(make: Make, pieces: Sequence[Piece]) -> Iterator[Made]:
             if row["mistake"]:
                 raise UserError(row["mistake"])
             yield Path(row["path"]), row["num_lines"]
-    raise RuntimeError(
+    raise NexaError(
         f"Ray ended with exit code {driver.returncode}; what it said stands above. The same command goes on."
     )
 

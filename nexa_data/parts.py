@@ -106,7 +106,7 @@ def make_parts(
         used: takes the files of the folder that the parts are made of.
 
     Raises:
-        RuntimeError: a process that made one of them was killed.
+        NexaError: a process that made one of them was killed.
     """
     pieces = source.pieces()
     salt = None if isinstance(config.output, TeacherInputsOutput) else config.output.salt

@@ -98,7 +98,7 @@ def make_shards(
 
     Raises:
         UserError: the tokenizer finds its own end mark inside a document.
-        RuntimeError: a process that encodes was killed.
+        NexaError: a process that encodes was killed.
     """
     targets = dict(documents)
     encoded = _encode_all(list(targets), tokenizer, marks, num_processes)

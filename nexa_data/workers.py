@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from nexa_core.errors import NexaError
+
 AHEAD = 2  # for each process
 KEEPS_MEMORY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -21,7 +23,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_processe
     """What `work` makes of each item, in order; no more than `AHEAD * num_processes` results wait to be taken.
 
     Raises:
-        RuntimeError: a process was killed.
+        NexaError: a process was killed.
     """
     if num_processes == 1:
         yield from map(work, items)
@@ -40,7 +42,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_processe
         while begun:
             yield begun.popleft().result()
     except TerminatedWorkerError:
-        raise RuntimeError(
+        raise NexaError(
             "A process was killed, most often because the memory was full. `memory_limit:` in the config makes it use less; the "
             "same command goes on where it was."
         ) from None

@@ -153,7 +153,11 @@ def _make(
         if not tables.num_kept:
             raise _NothingKept
     if not tables.num_kept:
-        reasons = "; ".join(f"{stage.name}: {dict(stage.reasons)}" for stage in sieve.stages.values() if stage.reasons)
+        reasons = "; ".join(
+            f"{stage.name}: {', '.join(f'{count:,}x {reason}' for reason, count in stage.reasons.most_common(3))}"
+            for stage in sieve.stages.values()
+            if stage.reasons
+        )
         raise GateError(
             f"no pair is kept of {tables.num_read:,} answers ({reasons}). Each with its reason: "
             f"{layout.relative(places.beside('rejected'))}"

@@ -40,7 +40,7 @@ class Examination:
 
     def require_pass(self) -> None:
         """Raises GateError when something needed is missing."""
-        bad = [finding.name for finding in self.findings if not finding.passed]
+        bad = dict.fromkeys(finding.name for finding in self.findings if not finding.passed)
         if bad:
             raise GateError(f"this machine is not ready: {', '.join(bad)}")
 

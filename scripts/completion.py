@@ -2,19 +2,29 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from nexa_core.paths import Layout
+from nexa_core.runs import RUN_ID, RunFolder, is_evaluation
 
 MOST = 200
 """Offered at once: of more a shell would only ask whether to show them."""
+
+CHECKPOINT_SUFFIXES = (".pt", ".sharded")
 
 
 def complete_run(incomplete: str) -> list[str]:
     """Ids of runs, the newest first."""
     runs = Layout.from_environment().runs
-    names = [name for experiment in _names(runs) for name in _names(runs / experiment) if name.startswith(incomplete)]
-    return sorted((name for name in names if "." not in name), key=_time, reverse=True)[:MOST]
+    found = [
+        (match["time"], int(match["attempt"] or 1), RunFolder(runs / experiment / name))
+        for experiment in _names(runs)
+        for name in _names(runs / experiment)
+        if name.startswith(incomplete) and (match := RUN_ID.match(name))
+    ]
+    newest_first = (run for _, _, run in sorted(found, key=lambda each: (each[:2], each[2].run_id), reverse=True))
+    return list(islice((run.run_id for run in newest_first if not is_evaluation(run)), MOST))
 
 
 def complete_experiment(incomplete: str) -> list[str]:
@@ -31,32 +41,35 @@ def complete_tier(incomplete: str) -> list[str]:
 
 def complete_config(incomplete: str) -> list[str]:
     """YAML files and folders, from the folder that has been typed so far."""
-    folder, _, _ = incomplete.rpartition("/")
-    before = f"{folder}/" if folder or incomplete.startswith("/") else ""
-    found = []
-    try:
-        for entry in os.scandir(before or "."):
-            if entry.name.endswith((".yaml", ".yml")):
-                found.append(f"{before}{entry.name}")
-            elif entry.is_dir() and not entry.name.startswith("."):
-                found.append(f"{before}{entry.name}/")
-    except OSError:
-        return []
-    return _beginning(incomplete, found)
+    return _paths(incomplete, (".yaml", ".yml"))
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
-    """Checkpoints of the newest finished run, and those below a folder that has been typed."""
-    layout = Layout.from_environment()
-    folder = Path(incomplete).parent if "/" in incomplete else layout.checkpoints
-    names = [
-        f"{folder}/{name}" for name in _names(folder) if name.endswith((".pt", ".sharded")) or (folder / name).is_dir()
-    ]
-    return _beginning(incomplete, names)
+    """Checkpoints of the newest finished run; and those below a folder that has been typed."""
+    shown = f"{Layout.from_environment().checkpoints}/"
+    found = _beginning(incomplete, _entries(shown, CHECKPOINT_SUFFIXES))
+    return found or _paths(incomplete, CHECKPOINT_SUFFIXES)
 
 
-def _time(name: str) -> list[str]:
-    return name.split("_")[-3:]
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    found = _beginning(incomplete, _entries(incomplete.rpartition("/")[0] + "/" if "/" in incomplete else "", suffixes))
+    if len(found) == 1 and found[0].endswith(
+        "/"
+    ):  # or the shell would put a space behind it, as behind a finished word
+        return _beginning(found[0], _entries(found[0], suffixes)) or found
+    return found
+
+
+def _entries(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """What has such a name in a folder, and the folders there; the folder as it was typed, with its slash, stands in front."""
+    try:
+        for entry in os.scandir(folder or "."):
+            if entry.name.endswith(suffixes):
+                yield f"{folder}{entry.name}"
+            elif entry.is_dir() and not entry.name.startswith("."):
+                yield f"{folder}{entry.name}/"
+    except OSError:
+        return
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -44,8 +44,12 @@ def clean(
     policy = load_policy(config, overrides=override or [])
     plan = make_plan(layout, policy, now=datetime.now(UTC))
     if not yes:
-        next_step = "\nnothing was deleted; the same with --yes does it" if plan.items else ""
-        show(plan.as_json(), f"{plan.as_text()}{next_step}", as_json)
+        done = (
+            "nothing was deleted; nexa clean --yes does it"
+            if plan.items
+            else "there is nothing to delete by these rules"
+        )
+        show(plan.as_json(), f"{plan.as_text()}\n{done}", as_json)
         return
     cleaned = clean_up(layout, plan, now=lambda: datetime.now(UTC))
     show(cleaned.as_json(), f"{plan.as_text()}\n{cleaned.as_text()}", as_json)

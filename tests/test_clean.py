@@ -189,7 +189,7 @@ def test_the_command_plans_deletes_with_yes_and_two_at_once_are_refused(lab: Lay
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     plan = nexa_clean()
-    assert plan.stdout.splitlines()[-1] == "nothing was deleted; the same with --yes does it"
+    assert plan.stdout.splitlines()[-1] == "nothing was deleted; nexa clean --yes does it"
     done = json.loads(nexa_clean("--yes", "--json").stdout)
     assert done["num_deleted"] == len(done["items"]) > 0
     with (lab.logs / "clean.jsonl").open() as journal:

@@ -1,6 +1,7 @@
 """Writing files: a reader sees the old bytes or the new ones."""
 
 import ast
+import os
 import re
 import signal
 import subprocess
@@ -22,6 +23,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with durable.create(pipe) as file:
+        file.write(b"rows")
+    assert os.read(reader, 9) == b"rows"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -255,6 +255,22 @@ def test_a_score_is_printed_with_its_interval(pristine_lab: FinishedLab) -> None
     assert shown.as_json()["metrics"]["accuracy"]["low"] == scored["low"]
 
 
+def test_of_many_checkpoints_the_newest_are_named_in_their_order(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    run = make_run(layout, "long_20260101_000000")
+    for epoch in range(12):
+        path = run.checkpoints / f"checkpoint_epoch{epoch}.pt"
+        path.write_bytes(b"w" * 1000)
+        os.utime(path, (epoch, epoch))
+    lines = show_run(layout, find_run(layout, "long")).as_text(now=NOW).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("checkpoint")] == [
+        "checkpoint_epoch9.pt",
+        "checkpoint_epoch10.pt",
+        "checkpoint_epoch11.pt",
+    ]
+    assert any(line.strip() == "and 9 older, 9.0 kB" for line in lines)
+
+
 def test_ten_thousand_runs_are_listed_in_about_a_second(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     (layout.run_manifests).mkdir(parents=True)

@@ -107,7 +107,7 @@ def look_again(layout: Layout, found: Found) -> Standing:
 def standing_text(found: Found, standing: Standing) -> str:
     """One line on how a run stands and how it goes on."""
     why = f": {standing.ending.said}" if standing.ending and standing.ending.said else ""
-    go_on = f"; nexa runs resume {found.run_id}" if standing.state in ("interrupted", "failed") else ""
+    go_on = f"; to go on: nexa runs resume {found.run_id}" if standing.state in ("interrupted", "failed") else ""
     return f"run {found.run_id} is {standing.state}{why}{go_on}"
 
 

@@ -1,6 +1,6 @@
 """One run in full: what it was made from, how far it came, what it left, and what can be done next."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from nexa_core.paths import Layout
+from nexa_core.runs import CHECKPOINT_NAME, RunFolder
 from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found
@@ -24,8 +25,8 @@ from nexa_ops.runs.table import (
     size_text,
 )
 
-MOST_CHECKPOINTS = 3
-"""Named in text; JSON has them all."""
+NUM_SHOWN = 3
+"""Checkpoints that are named, the newest; of the others only how many there are."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Shown:
     metrics: dict[str, dict[str, Any]]
     """Value, low and high of each score."""
     checkpoints: dict[str, int]
-    """Size in bytes, by name."""
+    """Size in bytes, by name; the oldest first."""
     result: str | None
     package: str | None
     parents: tuple[str, ...]
@@ -59,15 +60,21 @@ class Shown:
         yield "ended", row.ended
         yield "process", self.process
         yield "begun", f"{row.begun_at:%Y-%m-%d %H:%M:%S} UTC, {age_text(now - row.begun_at)} ago"
-        yield "steps", None if row.step is None else f"{row.step:,} of {row.num_steps or 'an unknown number'}"
+        yield "steps", None if row.step is None else f"{row.step:,} of {_number(row.num_steps)}"
         yield "model", self.model
         yield "dataset", self.dataset
         for name, scored in self.metrics.items():
             yield "score", score_text(name, scored["value"], scored.get("low"), scored.get("high"))
         if not self.metrics:
             yield "newest", newest_text(row)
-        yield "checkpoints", self._checkpoints_as_text()
-        yield "result", self.result
+        shown = [name for name in self.checkpoints if name == self.result] + list(self.checkpoints)[-NUM_SHOWN:]
+        for name in dict.fromkeys(shown):
+            yield (
+                "checkpoint",
+                f"{name} {size_text(self.checkpoints[name])}{' (the result)' if name == self.result else ''}",
+            )
+        if older := [size for name, size in self.checkpoints.items() if name not in shown]:
+            yield "", f"and {len(older):,} older, {size_text(sum(older))}"
         for parent in self.parents:
             yield "made from", parent
         seconds = None if row.wall_seconds is None else f"{row.wall_seconds:,.1f} s"
@@ -76,14 +83,6 @@ class Shown:
         yield "log", self.log
         yield "folder", f"{self.folder} ({size_text(row.size_bytes)})"
         yield "next", _next(row)
-
-    def _checkpoints_as_text(self) -> str | None:
-        if not self.checkpoints:
-            return None
-        names = list(self.checkpoints)
-        some = ", ".join(names[-MOST_CHECKPOINTS:])
-        more = "" if len(names) <= MOST_CHECKPOINTS else ", the last of them "
-        return f"{len(names):,}, {size_text(sum(self.checkpoints.values()))}{more or ': '}{some}"
 
 
 def show_run(layout: Layout, found: Found) -> Shown:
@@ -109,7 +108,7 @@ def show_run(layout: Layout, found: Found) -> Shown:
             name: {"value": value, **{end: scores.get(name, {}).get(end) for end in ("low", "high")}}
             for name, value in manifest.get("metrics", {}).items()
         },
-        checkpoints={path.name: _size(path) for path in _in_order(run.checkpoints.glob("checkpoint_*"))},
+        checkpoints={path.name: _size(path) for path in _oldest_first(run)},
         result=Path(manifest["checkpoint"]).name if manifest.get("checkpoint") else None,
         package=layout.relative(package) if package.exists() else None,
         parents=tuple(read_or_empty(run.lineage).get("parents", [])),
@@ -117,9 +116,14 @@ def show_run(layout: Layout, found: Found) -> Shown:
     )
 
 
-def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """By the numbers in their names, those of epochs before those of steps."""
-    return sorted(paths, key=lambda path: [(len(part), part) for part in path.stem.split("_")[1:]])
+def _oldest_first(run: RunFolder) -> list[Path]:
+    named = [(path, CHECKPOINT_NAME.match(path.name)) for path in run.checkpoints.glob("checkpoint_*")]
+    found = [(path.stat().st_mtime_ns, int(match[2]), path) for path, match in named if match]
+    return [path for _, _, path in sorted(found)]
+
+
+def _number(number: int | None) -> str:
+    return "an unknown number" if number is None else f"{number:,}"
 
 
 def _config(path: Path) -> dict[str, Any]:

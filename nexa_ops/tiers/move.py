@@ -212,13 +212,14 @@ def _verify(target: str, part: Part) -> None:
     Raises:
         GateError: it is not what was described.
     """
-    place = open_place(target.rpartition("/")[0] if part.is_file else target)
+    folder = target.rpartition("/")[0] if part.is_file else target
+    place = open_place(folder)
     there = _entries(place, part)
     with Progress(f"verifying {target}", total=len(part.files), unit="files") as progress:
         for number, (name, digest) in enumerate(part.files.items()):
             if name not in there or place.hash(there[name]) != digest:
                 raise GateError(
-                    f"{name} in {target} is not what it was in {part.key}. The original stays; look at that storage."
+                    f"{name} in {folder} is not what it was where it came from. The original stays; look at that storage."
                 )
             progress.update(number + 1)
 

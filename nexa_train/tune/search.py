@@ -221,7 +221,7 @@ def ending_text(study: Study, trial: Trial, best: Trial | None) -> str:
     """The line on a trial that has ended."""
     ending = trial.ending
     assert ending is not None
-    outcome = ending.reason if ending.value is None else f"{study.metric} {ending.value:.6g}"
+    outcome = (ending.reason or "").rstrip(".") if ending.value is None else f"{study.metric} {ending.value:.6g}"
     told = "" if best is None or best.ending is None else f"; best {best.ending.value:.6g} (trial {best.number})"
     return f"trial {trial.number} {ending.state}: {outcome}, {ending.seconds:.1f} s, {values_text(trial.values)}{told}"
 
