@@ -71,13 +71,15 @@ class Record:
             if ours == theirs:
                 continue
             if isinstance(ours, dict) and isinstance(theirs, dict):
-                yield from (f"{key} {_told(a)} -> {_told(b)}" for key, a, b in _changes(ours, theirs))
+                prefix = f"{name} " if name == "dataset" else ""
+                yield from (f"{prefix}{key} {_told(a)} -> {_told(b)}" for key, a, b in _changes(ours, theirs))
             else:
                 yield {"config": "settings (or their defaults)"}.get(name, name)
 
-    def differing_here(self) -> list[str]:
-        """Of what is cheap to look at before training: the code, the packages."""
-        here = {**self.inputs, "code": digests.of_code(), "packages": dependency_versions()}
+    def differing_here(self, dataset_fingerprint: str) -> list[str]:
+        """Of what is cheap to look at before training: the dataset, the code, the packages."""
+        dataset = {**self.inputs["dataset"], "fingerprint": dataset_fingerprint}
+        here = {**self.inputs, "dataset": dataset, "code": digests.of_code(), "packages": dependency_versions()}
         return list(self.differing_inputs(here))
 
 

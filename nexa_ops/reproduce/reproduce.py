@@ -102,12 +102,12 @@ def reproduce(layout: Layout, what: str, *, tolerance: float, keep: bool = False
     """
     record = read_record(layout, what)
     config = record.config()
-    _require_dataset(layout, config, record)
+    dataset = ensure_dataset(layout, config.data)
     source = record.source(layout)
     folder = layout.artifacts / "reproductions" / record.run_id
     if anew:
         durable.remove(folder)
-    if changed := record.differing_here():
+    if changed := record.differing_here(dataset.fingerprint):
         logger.warning("not as when the run was recorded: %s", "; ".join(changed))
     result = _repeat(replace(layout, apart=folder), config, record, source)
     reproduction = _compare(layout, record, result, folder, tolerance=tolerance, keep=keep)
@@ -116,16 +116,6 @@ def reproduce(layout: Layout, what: str, *, tolerance: float, keep: bool = False
         for name in ("artifacts", "data", "logs", "runs"):
             durable.remove(folder / name)
     return reproduction
-
-
-def _require_dataset(layout: Layout, config: RunConfig, record: Record) -> None:
-    recorded = record.inputs["dataset"]["fingerprint"]
-    dataset = ensure_dataset(layout, config.data)
-    if dataset.fingerprint != recorded:
-        raise UserError(
-            f"Dataset {dataset.key} here has the fingerprint {dataset.fingerprint[:12]}, and run {record.run_id} was made from "
-            f"{recorded[:12]}. Prepare it from the bytes that it had then (nexa sync pulls them), and run this again."
-        )
 
 
 def _repeat(layout: Layout, config: RunConfig, record: Record, source: Path | None) -> TrainingResult:
