@@ -21,6 +21,7 @@ from nexa_ops.package import package
 from nexa_ops.retention.clean import clean
 from nexa_ops.retention.plan import Plan, make_plan, newest_first
 from nexa_ops.runs.pins import pin, unpin
+from nexa_ops.tiers.move import move
 from nexa_train.train import run
 from tests.labs import make_config, make_lab
 from tests.test_runs import make_run
@@ -118,6 +119,48 @@ def test_what_is_pinned_packaged_or_a_parent_stays(lab: Layout) -> None:
     assert names(planned(lab)) == set(free[2:])
 
 
+def test_what_lies_in_another_tier_goes_on_protecting_what_it_names_also_unmounted(lab: Layout, tmp_path: Path) -> None:
+    free, folder = sorted(names(planned(lab))), old_run(lab).checkpoints
+    tier = tmp_path / "durable"
+    tier.mkdir()
+    for number, experiment in enumerate(("child", "grandchild")):
+        child = make_run(lab, f"{experiment}_20260101_000000", experiment=experiment)
+        parents = [lab.relative(folder / free[number])]
+        child.lineage.write_text(json.dumps({"kind": "training", "parents": parents, "outputs": {}, "fingerprint": ""}))
+    package(layout=lab, checkpoint_path=folder / free[2], verification_rows=8)
+    for what in ("child_20260101_000000", "artifacts/runs/grandchild", f"artifacts/package/{package_of(lab)}"):
+        move(lab, what, "durable", environment={"NEXA_DURABLE": str(tier)}, now=lambda: NOW)
+    tier.rename(tmp_path / "unmounted")
+    assert names(planned(lab)) == set(free[3:])
+
+
+def package_of(lab: Layout) -> str:
+    (path,) = lab.packages.iterdir()
+    return path.name
+
+
+def test_runs_of_an_experiment_that_lies_in_a_tier_are_not_cleaned_there(lab: Layout, tmp_path: Path) -> None:
+    (tmp_path / "durable").mkdir()
+    assert names(planned(lab))
+    environment = {"NEXA_DURABLE": str(tmp_path / "durable")}
+    move(lab, "artifacts/runs/test", "durable", environment=environment, now=lambda: NOW)
+    assert names(planned(lab)) == set()
+    move(lab, "artifacts/runs/test", "lab", environment=environment, now=lambda: NOW)
+    move(lab, lab.relative(old_run(lab).checkpoints), "durable", environment=environment, now=lambda: NOW)
+    assert not [item for item in planned(lab).items if item.run == old_run(lab)]
+
+
+def test_what_cannot_be_read_stops_the_plan(lab: Layout) -> None:
+    lab.packages.mkdir(parents=True)
+    (lab.packages / "torn.tar.gz").write_bytes(b"half")
+    with pytest.raises(UserError, match="nobody knows what it needs, so nothing is deleted"):
+        planned(lab)
+    (lab.packages / "torn.tar.gz").unlink()
+    old_run(lab).lineage.write_text("{")
+    with pytest.raises(UserError, match="nobody knows what it needs, so nothing is deleted"):
+        planned(lab)
+
+
 def test_a_run_that_is_being_written_to_is_left_alone_when_planned_and_when_deleted(lab: Layout) -> None:
     plan = planned(lab)
     (lab.run_manifests / f"{old_run(lab).run_id}.json").unlink()
@@ -140,7 +183,10 @@ def test_each_rule_takes_its_own_and_null_turns_it_off(tmp_path: Path) -> None:
     (started.checkpoints / f".checkpoint_epoch2.pt.{os.getpid()}.partial").write_bytes(b"being written")
     layout.logs.mkdir()
     (layout.logs / "started_20260101_000000.log").write_text("x\n")
+    (layout.logs / "started_20260101_000000.pace.jsonl").write_text("{}\n")
     (layout.logs / "notes.txt").write_text("mine")
+    (layout.logs / "wandb" / "offline-run-20260101_000000-started_20260101_000000").mkdir(parents=True)
+    (layout.artifacts / "reproductions" / "started_20260101_000000").mkdir(parents=True)
     (layout.cache / "prepare" / "training_x").mkdir(parents=True)
     plan = make_plan(layout, PolicyConfig(), now=LATER)
     assert {(item.rule, item.path.name) for item in plan.items} == {
@@ -148,9 +194,12 @@ def test_each_rule_takes_its_own_and_null_turns_it_off(tmp_path: Path) -> None:
         ("folders", "failed_20260101_000000"),
         ("temporary", ".checkpoint_epoch1.pt.4194303.partial"),
         ("logs", "started_20260101_000000.log"),
+        ("logs", "started_20260101_000000.pace.jsonl"),
+        ("logs", "offline-run-20260101_000000-started_20260101_000000"),
+        ("reproductions", "started_20260101_000000"),
         ("cache", "training_x"),
     }
-    rules = ("folders", "temporary", "logs", "cache")
+    rules = ("folders", "temporary", "logs", "reproductions", "cache")
     assert planned(layout, **{rule: {"after_days": None} for rule in rules}).items == ()
     clean(layout, plan, now=lambda: NOW)
     assert sorted(path.name for path in (layout.runs / "a").iterdir()) == ["started_20260101_000000"]

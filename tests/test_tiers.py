@@ -40,6 +40,8 @@ def desk(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def tiers(tmp_path: Path) -> dict[str, str]:
+    for name in ("durable", "shared"):
+        (tmp_path / name).mkdir()
     return {"NEXA_DURABLE": str(tmp_path / "durable"), "NEXA_SHARED": str(tmp_path / "shared")}
 
 
@@ -106,6 +108,74 @@ def test_a_run_in_storage_that_is_not_mounted_says_so(desk: Layout, tiers: dict[
     Path(tiers["NEXA_DURABLE"]).rename(Path(tiers["NEXA_DURABLE"]).with_name("elsewhere"))
     with pytest.raises(UserError, match=r"which is not there: is that storage mounted\?"):
         look_again(desk, find_run(desk, "b_20260101_000000"))
+
+
+def test_what_is_written_to_while_it_is_copied_stays(
+    desk: Layout, tiers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = desk.raw / "x"
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("{}\n")
+    verify = moving._verify
+
+    def add_a_file_and_verify(target: str, part: moving.Part) -> None:
+        (folder / "late.jsonl").write_text("{}\n")
+        verify(target, part)
+
+    monkeypatch.setattr(moving, "_verify", add_a_file_and_verify)
+    with pytest.raises(GateError, match="was written to while it was copied, so it stays"):
+        move_to(desk, "data/raw/x", "durable", tiers)
+    assert {path.name for path in folder.iterdir()} == {"rows.jsonl", "late.jsonl"}
+    monkeypatch.setattr(moving, "_verify", verify)
+    move_to(desk, "data/raw/x", "durable", tiers)
+    assert (folder / "late.jsonl").read_text() == "{}\n"
+    assert folder.is_symlink()
+
+
+@pytest.mark.parametrize("inner", ["checkpoints", "checkpoints/checkpoint_epoch0.pt"])
+def test_a_part_of_a_run_that_is_being_written_stays(desk: Layout, tiers: dict[str, str], inner: str) -> None:
+    run = find_run(desk, "a").run
+    key = f"artifacts/runs/{run.path.parent.name}/{run.run_id}/{inner}"
+    with hold(run), pytest.raises(UserError, match="is being written by another process"):
+        move_to(desk, key, "durable", tiers)
+    move_to(desk, key, "durable", tiers)
+    assert (desk.root / key).is_symlink()
+
+
+def test_a_tier_that_is_not_mounted_is_not_made(desk: Layout, tmp_path: Path) -> None:
+    tiers = {"NEXA_DURABLE": str(tmp_path / "mount" / "lab")}
+    with pytest.raises(UserError, match=r"is not there: is that storage mounted\?"):
+        move_to(desk, "a_20260101_000000", "durable", tiers)
+    assert not (tmp_path / "mount").exists()
+    assert "(not there: is it mounted?)" in measure(desk, tiers).as_text()
+
+
+def test_what_lies_in_a_tier_is_not_written_over(desk: Layout, tiers: dict[str, str]) -> None:
+    name = "artifacts/package/a [1].tar.gz"
+    theirs = Path(tiers["NEXA_SHARED"]) / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"another laboratory's")
+    with pytest.raises(UserError, match="holds something else already"):
+        move_to(desk, name, "shared", tiers)
+    assert theirs.read_bytes() == b"another laboratory's"
+    assert (desk.root / name).read_bytes() == b"packed"
+
+
+def test_brought_back_and_killed_the_same_call_does_the_rest(
+    desk: Layout, tiers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = find_run(desk, "a").run
+    before = contents(run.path)
+    moved = move_to(desk, run.run_id, "durable", tiers)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(moving, "_remove_copy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        move_to(desk, run.run_id, "lab", tiers)
+    assert Path(moved.target).exists()
+    move_to(desk, run.run_id, "lab", tiers)
+    assert contents(run.path) == before
+    assert not Path(moved.target).exists()
+    with pytest.raises(UserError, match="is in the laboratory already"):
+        move_to(desk, run.run_id, "lab", tiers)
 
 
 def test_a_copy_that_is_not_the_original_is_found_and_the_original_stays(
@@ -206,6 +276,7 @@ def test_what_lies_in_a_tier_is_not_cleaned_and_a_moved_result_is_found(
 ) -> None:
     layout, run = finished_lab.layout, finished_lab.run("mlp")
     tiers = {"NEXA_DURABLE": str(tmp_path / "durable")}
+    (tmp_path / "durable").mkdir()
     move_to(layout, run.run_id, "durable", tiers)
     later = datetime(2100, 1, 1, tzinfo=UTC)
     assert not [item for item in make_plan(layout, PolicyConfig(), now=later).items if item.rule == "checkpoints"]

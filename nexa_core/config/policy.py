@@ -36,6 +36,13 @@ class LogRule(Settings):
     """Since the last line; null keeps all."""
 
 
+class ReproductionRule(Settings):
+    """What `nexa reproduce` left in `artifacts/reproductions/`."""
+
+    after_days: Days | None = 30.0
+    """Since the last write; null keeps all."""
+
+
 class CacheRule(Settings):
     """What `nexa prepare` keeps of the pieces of large sources."""
 
@@ -56,6 +63,7 @@ class PolicyConfig(Settings):
     checkpoints: CheckpointRule = CheckpointRule()
     folders: FolderRule = FolderRule()
     logs: LogRule = LogRule()
+    reproductions: ReproductionRule = ReproductionRule()
     cache: CacheRule = CacheRule()
     temporary: TemporaryRule = TemporaryRule()
 

@@ -10,18 +10,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from nexa_core import digests
 from nexa_core.config.policy import PolicyConfig
 from nexa_core.durable import TEMPORARY_SUFFIX
 from nexa_core.errors import UserError
-from nexa_core.holder import started_at
+from nexa_core.holder import is_held, read_holder, started_at
 from nexa_core.lineage import Lineage
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_core.runs import CHECKPOINT_NAME, RunFolder
-from nexa_ops.retention.kept import Reasons, find_kept, linked
+from nexa_ops.retention.kept import Reasons, find_kept, linked, read_lineages
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found, find_runs, standing_of
-from nexa_ops.runs.table import age_text, read_or_empty, size_of, size_text
+from nexa_ops.runs.table import age_text, size_of, size_text
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,14 @@ class _Lab:
     """With the state of each."""
     pins: set[str]
     kept: Reasons
+    lineages: dict[str, Lineage]
+
+    def why_kept(self, found: Found, path: Path, stems: dict[str, str]) -> str:
+        """Why a checkpoint stays whatever is newer; empty where it may go."""
+        return "pinned" if found.run_id in self.pins else stems.get(path.stem, "")
+
+    def is_free(self, found: Found, path: Path, stems: dict[str, str]) -> bool:
+        return not self.why_kept(found, path, stems)
 
     def days_since(self, *paths: Path) -> float:
         """Since the newest of these was written to."""
@@ -102,11 +111,15 @@ class _Lab:
 
 
 def make_plan(layout: Layout, policy: PolicyConfig, *, now: datetime) -> Plan:
-    """Find what the policy lets go; reads all checkpoints that a decision hangs on, and writes nothing."""
-    lineages = _lineages(layout)
-    here = (each for each in find_runs(layout) if not each.run.path.is_symlink())  # else it has been moved to a tier
+    """Find what the policy lets go; reads all checkpoints that a decision hangs on, and writes nothing.
+
+    Raises:
+        UserError: what may name a checkpoint cannot be read.
+    """
+    lineages = read_lineages(layout)
+    here = (each for each in find_runs(layout) if _lies_here(each.run))
     runs = tuple((each, standing.state) for each in here if (standing := standing_of(each)))
-    lab = _Lab(layout, now, runs, pinned(layout), find_kept(layout, lineages))
+    lab = _Lab(layout, now, runs, pinned(layout), find_kept(layout, lineages), lineages)
     items: list[Item] = []
     kept: list[Kept] = []
     items += _temporary(lab, policy.temporary.after_days)
@@ -119,6 +132,7 @@ def make_plan(layout: Layout, policy: PolicyConfig, *, now: datetime) -> Plan:
                 kept += stay
             progress.update(number + 1)
     items += _logs(lab, policy.logs.after_days)
+    items += _reproductions(lab, policy.reproductions.after_days)
     items += _cache(lab, policy.cache.after_days)
     return Plan(layout.root, tuple(_without_nested(items)), tuple(kept))
 
@@ -133,13 +147,17 @@ def _checkpoints(lab: _Lab, found: Found, policy: PolicyConfig) -> tuple[list[It
         return [], []
     reasons = {**lab.kept, **linked(run)}
     stems = {path.stem: why for path, why in reasons.items() if path.parent == run.checkpoints.resolve()}
+    if not any(lab.is_free(found, path, stems) for path in newest_first(paths)[rule.keep_newest :]):
+        return [], [Kept(path, lab.why_kept(found, path, stems) or "the newest") for path in paths]
     go, stay = [], []
     whole: set[str] = set()  # a step may have a folder and a file made of it
     for path in newest_first(paths):
         if found.run_id in lab.pins:
-            why = "pinned"
+            why = lab.why_kept(found, path, stems)
         elif path.stem in whole or len(whole) < rule.keep_newest:
-            is_whole = _is_whole(path)
+            is_whole = _is_whole(
+                path, lab.lineages.get(found.run_id, {}).get("outputs", {}).get(lab.layout.relative(path))
+            )
             whole |= {path.stem} if is_whole else set()
             why = "the newest that are whole" if is_whole else "damaged, and newer than those that are whole"
         else:
@@ -178,7 +196,18 @@ def age(days: float) -> str:
     return age_text(timedelta(days=days))
 
 
-def _is_whole(path: Path) -> bool:
+def _lies_here(run: RunFolder) -> bool:
+    """Whether no part of it has been moved to a tier, which leaves a link."""
+    return not any(path.is_symlink() for path in (run.path.parent, run.path, run.checkpoints))
+
+
+def _is_whole(path: Path, recorded: str | None) -> bool:
+    """By the digest that its run recorded; before that has finished, by the one within."""
+    if recorded is not None and path.is_file():
+        if digests.of_file(path) == recorded:
+            return True
+        logger.warning("%s is damaged: it does not have the digest that its run recorded", path)
+        return False
     from nexa_models.sharded import open_checkpoint  # takes seconds to load, and most plans need none
 
     try:
@@ -203,20 +232,36 @@ def _folders(lab: _Lab, after_days: float | None) -> Iterator[Item]:
 def _logs(lab: _Lab, after_days: float | None) -> Iterator[Item]:
     runs = {found.run_id: found.run for found, _ in lab.runs}
     spared = {found.run_id for found, state in lab.runs if state == "running"} | lab.pins
-    for path in sorted(lab.layout.logs.glob("*")):
-        run_id = path.name.removesuffix(".log")
-        is_log = path.suffix == ".log" or (path.is_dir() and any(path.glob("events.out.*")))
-        written = list(path.iterdir()) if path.is_dir() else []
+    for path in sorted([*lab.layout.logs.glob("*"), *(lab.layout.logs / "wandb").glob("*run-*")]):
+        run_id = _run_of_log(path)
+        is_log = run_id != path.name or (path.is_dir() and any(path.glob("events.out.*")))
+        written = list(path.rglob("*")) if path.is_dir() else []
         days = lab.days_since(path, *written)
         if after_days is not None and is_log and run_id not in spared and days >= after_days:
             yield Item(path, _size(path), "logs", f"last written {age(days)} ago", runs.get(run_id))
+
+
+def _run_of_log(path: Path) -> str:
+    """The run that a log is of, by its name; the name itself where that does not say so."""
+    if path.parent.name == "wandb":
+        return path.name.rpartition("-")[2]
+    ending = next((each for each in (".log", ".pace.jsonl", ".prom") if path.name.endswith(each)), "")
+    return path.name.removesuffix(ending)
+
+
+def _reproductions(lab: _Lab, after_days: float | None) -> Iterator[Item]:
+    for path in sorted((lab.layout.artifacts / "reproductions").glob("*")):
+        days = lab.days_since(path, *path.rglob("*"))
+        runs = [RunFolder(lock.parent) for lock in path.rglob("run.lock")]
+        if after_days is not None and days >= after_days and not any(is_held(run, read_holder(run)) for run in runs):
+            yield Item(path, _size(path), "reproductions", f"last written {age(days)} ago", *runs[-1:])
 
 
 def _cache(lab: _Lab, after_days: float | None) -> Iterator[Item]:
     for path in sorted((lab.layout.cache / "prepare").glob("*")):
         days = lab.days_since(path, *path.rglob("*"))
         if after_days is not None and days >= after_days:
-            yield Item(path, _size(path), "cache", f"last used {age(days)} ago; it is made again when needed")
+            yield Item(path, _size(path), "cache", f"written {age(days)} ago; it is made again when needed")
 
 
 def _temporary(lab: _Lab, after_days: float | None) -> Iterator[Item]:
@@ -246,10 +291,6 @@ def _without_nested(items: list[Item]) -> Iterator[Item]:
         if item.path not in seen and paths.isdisjoint(item.path.parents):
             seen.add(item.path)
             yield item
-
-
-def _lineages(layout: Layout) -> dict[str, Lineage]:
-    return {path.parent.name: read_or_empty(path) for path in layout.runs.glob("*/*/lineage.json")}
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder
 from nexa_core.storage.place import Place
 from nexa_core.storage.sync import open_place, sync
+from nexa_ops.retention.kept import named_in
 from nexa_ops.runs.states import find_run
 from nexa_ops.runs.table import size_text
 from nexa_ops.tiers.places import LAB, Tier, find_tier
@@ -36,6 +37,8 @@ class Part:
     """Target by name: links inside of a folder, which storage for objects knows none of."""
     size_bytes: int
     is_file: bool
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and time of each file when it was read, to see whether it was written to since."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,12 @@ def move(
         part = _describe(path, key)
         target = tier.place_of(key)
         if not dry_run:
+            _refuse_others(target, part)
             _copy(str(path), target, part)
             _verify(target, part)
-            durable.write_json(_record(layout, key), _as_record(part, tier, now()))
+            durable.write_json(_record(layout, key), _as_record(part, tier, now()) | {"keeps": named_in(layout, key)})
             if not keep:
-                _leave_link(path, Path(target), part) if tier.is_folder else durable.remove(path)
+                _take_away(path, Path(target) if tier.is_folder else None, part)
     return Moved(part, str(path), target, done=not dry_run, kept=keep)
 
 
@@ -122,10 +126,17 @@ def _finish_move(layout: Layout, key: str, tier: Tier, *, dry_run: bool) -> Move
 
 def _bring_back(layout: Layout, key: str, *, dry_run: bool) -> Moved:
     path, record = layout.root / key, _record(layout, key)
-    if path.exists() and not path.is_symlink():
+    is_here = path.exists() and not path.is_symlink()
+    if is_here and not record.exists():
         raise UserError(f"{key} is in the laboratory already.")
     part, tier = _read_record(layout, key)
     source = tier.place_of(key)
+    if is_here and _describe(path, key).files != part.files:
+        raise UserError(f"{key} is in the laboratory already, and is not what was moved to {source}; both stay.")
+    if is_here and not dry_run:  # a killed call has brought it back, and has this left to do
+        _remove_copy(source, part)
+        durable.remove(record)
+        return Moved(part, source, str(path), done=True, kept=False)
     if not dry_run:
         with _resting(layout, key):
             arriving = path.with_name(f".{path.name}.{os.getpid()}{durable.TEMPORARY_SUFFIX}")
@@ -167,8 +178,8 @@ def _resting(layout: Layout, key: str) -> Iterator[None]:
     parts = Path(key).parts
     with contextlib.ExitStack() as held:
         if parts[:2] == ("artifacts", "runs"):
-            path = layout.root / key
-            for folder in [path] if len(parts) > 3 or (path / "run.lock").exists() else path.glob("*"):
+            path = layout.root / Path(*parts[:4])
+            for folder in [path] if len(parts) > 3 else filter(Path.is_dir, path.glob("*")):
                 if not held.enter_context(at_rest(RunFolder(folder))):
                     raise UserError(
                         f"Run {folder.name} is being written by another process; wait for it or stop it first."
@@ -178,8 +189,9 @@ def _resting(layout: Layout, key: str) -> Iterator[None]:
 
 def _describe(path: Path, key: str) -> Part:
     if path.is_file():
-        return Part(key, {path.name: digests.of_file(path)}, {}, path.stat().st_size, is_file=True)
-    files, links, size_bytes = {}, {}, 0
+        seen = {path.name: _stamp(path)}
+        return Part(key, {path.name: digests.of_file(path)}, {}, path.stat().st_size, is_file=True, seen=seen)
+    files, links, seen, size_bytes = {}, {}, {}, 0
     every = sorted(each for each in path.rglob("*") if each.is_symlink() or each.is_file())
     with Progress(f"reading {key}", total=len(every), unit="files") as progress:
         for number, each in enumerate(every):
@@ -187,10 +199,16 @@ def _describe(path: Path, key: str) -> Part:
             if each.is_symlink():
                 links[name] = os.readlink(each)
             else:
+                seen[name] = _stamp(each)
                 files[name] = digests.of_file(each)
-                size_bytes += each.stat().st_size
+                size_bytes += seen[name][0]
             progress.update(number + 1)
-    return Part(key, files, links, size_bytes, is_file=False)
+    return Part(key, files, links, size_bytes, is_file=False, seen=seen)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _copy(source: str, target: str, part: Part) -> None:
@@ -228,13 +246,47 @@ def _entries(place: Place, part: Part) -> dict[str, Any]:
     return place.entries(lambda key: key in part.files)
 
 
-def _leave_link(path: Path, target: Path, part: Part) -> None:
-    """Put a link to the copy in the place of the original; in between, it is there under a temporary name."""
-    _make_links(target, part)
+def _take_away(path: Path, target: Path | None, part: Part) -> None:
+    """Remove the original, and put a link to the copy in its place where that is a folder's; it has another name first.
+
+    Raises:
+        GateError: it was written to since it was read; it stays.
+    """
     leaving = path.with_name(f".{path.name}.moved.{os.getpid()}{durable.TEMPORARY_SUFFIX}")
     durable.move(path, leaving)
-    durable.publish(target, path)
+    if _is_written_to(leaving, part):
+        durable.move(leaving, path)
+        raise GateError(
+            f"{part.key} was written to while it was copied, so it stays. Run the same command again when nothing writes there."
+        )
+    if target is not None:
+        _make_links(target, part)
+        durable.publish(target, path)
     durable.remove(leaving)
+
+
+def _is_written_to(path: Path, part: Part) -> bool:
+    if part.is_file:
+        return {_stamp(path)} != {*part.seen.values()}
+    found = {each.relative_to(path).as_posix(): each for each in path.rglob("*")}
+    files = {name: _stamp(each) for name, each in found.items() if each.is_file() and not each.is_symlink()}
+    return files != part.seen or {name for name, each in found.items() if each.is_symlink()} != part.links.keys()
+
+
+def _refuse_others(target: str, part: Part) -> None:
+    """Raises UserError where something else lies at the target: another laboratory's, or an older one of that name."""
+    if part.is_file:
+        place = open_place(target.rpartition("/")[0])
+        there = _entries(place, part)
+    else:
+        place = open_place(target)
+        there = place.entries(lambda key: key not in part.links)
+    for name, entry in there.items():
+        if name not in part.files or place.hash(entry) != part.files[name]:
+            raise UserError(
+                f"{target} holds something else already: {name}. One laboratory has a tier's folder for itself; name another "
+                "one, or move that away."
+            )
 
 
 def _make_links(folder: Path, part: Part) -> None:

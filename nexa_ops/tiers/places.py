@@ -25,6 +25,11 @@ class Tier:
     def is_folder(self) -> bool:
         return "://" not in self.where
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its folder is; of other storage nobody knows before it is asked."""
+        return not self.is_folder or Path(self.where).is_dir()
+
     def place_of(self, key: str) -> str:
         """Where what lies at `key` in the laboratory lies in this tier."""
         return f"{self.where.rstrip('/')}/{key}"
@@ -54,12 +59,17 @@ def find_tier(layout: Layout, environment: Mapping[str, str], name: str) -> Tier
     """The tier of this name.
 
     Raises:
-        UserError: there is none, or it is not set.
+        UserError: there is none, it is not set, or its folder is not there.
     """
     if name not in (LAB, *VARIABLES):
         raise UserError(unknown("tier", name, (LAB, *VARIABLES)))
     for tier in read_tiers(layout, environment):
         if tier.name == name:
+            if not tier.is_there:
+                raise UserError(
+                    f"{VARIABLES[name]}={tier.where} is not there: is that storage mounted? Make the folder once, inside of what "
+                    f"is mounted, so that it is missed when that is not: mkdir {tier.where}"
+                )
             return tier
     raise UserError(
         f"{VARIABLES[name]} is not set: it names the {name} storage, a folder or s3:// place (see POLICY.md)."

@@ -18,6 +18,8 @@ KINDS = (
     ("data/processed/", "datasets"),
     ("artifacts/package/", "packages"),
     ("artifacts/runs/", "runs"),
+    ("artifacts/reproductions/", "reproductions"),
+    ("artifacts/tune/", "searches"),
     ("runs/", "manifests"),
     ("logs/", "logs"),
     (".cache/", "cache"),
@@ -67,7 +69,10 @@ class Storage:
         rows.append(("total", *(size_text(each.total_bytes) for each in self.usages)))
         rows.append(("free", *(_text(each.free_bytes) for each in self.usages)))
         lines = [f"{name:<12}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in rows]
-        lines += [f"{each.tier.name}: {each.tier.where}" for each in self.usages]
+        lines += [
+            f"{each.tier.name}: {each.tier.where}{'' if each.tier.is_there else ' (not there: is it mounted?)'}"
+            for each in self.usages
+        ]
         missing = [
             variable for name, variable in VARIABLES.items() if name not in {each.tier.name for each in self.usages}
         ]
