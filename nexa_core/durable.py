@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from nexa_core.redact import Secrets, known_secrets, redact
 
@@ -78,9 +78,12 @@ def resume(path: Path, partial: Path) -> Iterator[BinaryIO]:
 
 def remove_if_left(partial: Path) -> None:
     """Delete a file of `resume` whose writer is gone."""
-    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(partial, "rb") as file:
+    with (
+        contextlib.suppress(FileNotFoundError, BlockingIOError),
+        open(partial, "r+b") as file,
+    ):  # else NFS locks nothing
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_named(file, partial):
+        if is_named(file, partial):
             partial.unlink()
 
 
@@ -88,12 +91,13 @@ def _open_locked(path: Path) -> BinaryIO:
     while True:
         file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 -- the caller closes it
         fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_named(file, path):
+        if is_named(file, path):
             return file
         file.close()  # it was removed, or got its name, before the lock was ours
 
 
-def _is_named(file: BinaryIO, path: Path) -> bool:
+def is_named(file: IO[Any], path: Path) -> bool:
+    """Whether the open file is the one of this name, and no other has been put in its place."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -150,6 +154,9 @@ class Appender:
         self._file.close()
 
 
+LOOKED_AT_ONCE = 1 << 16
+
+
 class Journal:
     """A file of JSON lines, each of which is whole and on the disk when `append` returns; one process at a time holds it.
 
@@ -166,6 +173,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._secrets = known_secrets()
+        is_new = not path.exists()
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 -- closed by `close`
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
@@ -174,7 +182,8 @@ class Journal:
         except BaseException:
             self._file.close()
             raise
-        flush_folder(path.parent)
+        if is_new:
+            flush_folder(path.parent)
 
     def lines(self) -> Iterator[bytes]:
         """The lines that are there."""
@@ -187,7 +196,7 @@ class Journal:
         Raises:
             OSError: the disk is full; or (ESTALE) another program has written to the file or replaced it.
         """
-        if not _is_named(self._file, self.path) or os.fstat(self._file.fileno()).st_size != self._size:
+        if not is_named(self._file, self.path) or os.fstat(self._file.fileno()).st_size != self._size:
             raise OSError(errno.ESTALE, "another program has changed it", str(self.path))
         data = b"".join(json_line(value, self._secrets) for value in values)
         try:
@@ -207,17 +216,20 @@ class Journal:
 
     def _mend(self) -> int:
         """End the last line where it lacks but its end, and cut it off where it lacks more."""
-        begin = 0
-        for line in self.lines():
-            if not line.endswith(b"\n"):
-                if _is_json(line):
-                    os.write(self._file.fileno(), b"\n")
-                    return 0
-                os.ftruncate(self._file.fileno(), begin)
-                os.fsync(self._file.fileno())
-                return len(line)
-            begin += len(line)
-        return 0
+        size = os.fstat(self._file.fileno()).st_size
+        line, begin = b"", size
+        while begin and b"\n" not in line:  # from its end: it may be long
+            begin = max(0, begin - LOOKED_AT_ONCE)
+            line = os.pread(self._file.fileno(), size - begin, begin)
+        line = line.rpartition(b"\n")[2]
+        if not line:
+            return 0
+        if _is_json(line):
+            os.write(self._file.fileno(), b"\n")
+            return 0
+        os.ftruncate(self._file.fileno(), size - len(line))
+        os.fsync(self._file.fileno())
+        return len(line)
 
 
 def _is_json(line: bytes) -> bool:
@@ -343,11 +355,16 @@ def keep(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder; half a folder is never left under its name."""
     if path.is_dir() and not path.is_symlink():
-        leaving = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-        os.replace(path, leaving)
-        shutil.rmtree(leaving)
+        shutil.rmtree(set_aside(path))
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Give a folder the name of what is to be deleted, which it has now."""
+    leaving = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    os.replace(folder, leaving)
+    return leaving
 
 
 def remove_empty_folders(folder: Path, *, below: Path) -> None:

@@ -19,6 +19,7 @@ from nexa_core.runs import RunFolder
 
 SECONDS_BETWEEN_NOTES = 2.0
 NOTE_BYTES = 1024
+PROCESSES = Path("/proc")
 PATIENCE_SECONDS = 1.0
 """Who asks whether a run is held has its lock for an instant."""
 
@@ -46,8 +47,8 @@ class Holder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process is there still; only where `is_here`."""
-        return started_at(self.pid) == self.started
+        """Whether this very process is there still, as far as the system says; only where `is_here`."""
+        return started_at(self.pid) == self.started or not PROCESSES.is_dir()
 
     def tell(self, number: signal.Signals) -> None:
         """Send a signal to this very process and to no other; nothing where it is gone.
@@ -76,6 +77,10 @@ class Ending:
     said: str
 
 
+class Held(UserError):
+    """Another process writes to the run, or looks at it; that passes."""
+
+
 class Note:
     """What a holder says of itself, in the file that it has locked."""
 
@@ -100,10 +105,9 @@ def hold(run: RunFolder, *, num_steps: int | None = None, config: str | None = N
     """Keep every other process from writing to the run while the block lasts; a killed holder's lock is free at once.
 
     Raises:
-        UserError: another process holds it.
+        Held: another process has it.
     """
-    with open(os.open(_lock_path(run), os.O_RDWR | os.O_CREAT, 0o666), "r+") as lock:
-        _take(lock, run)
+    with _taken(run) as lock:
         me = Holder(os.getpid(), socket.gethostname(), _boot(), started_at(os.getpid()) or 0, num_steps, config)
         note = Note(lock, me)
         note.write(None)
@@ -168,14 +172,20 @@ def started_at(pid: int) -> int | None:
     return None if state == "Z" else int(numbers[18])
 
 
-def _take(lock: TextIO, run: RunFolder) -> None:
+def _taken(run: RunFolder) -> TextIO:
+    """The locked file; of this name also when it is locked, for who removes a run holds its lock."""
     until = time.monotonic() + PATIENCE_SECONDS
     while True:
+        lock = open(os.open(_lock_path(run), os.O_RDWR | os.O_CREAT, 0o666), "r+")  # noqa: SIM115 -- the caller closes it
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if durable.is_named(lock, _lock_path(run)):
+                return lock
+            lock.close()
         except BlockingIOError:
+            lock.close()
             if time.monotonic() > until:
-                raise UserError(
+                raise Held(
                     f"Run {run.run_id} is being written by another process; wait for it or stop it: "
                     f"nexa runs stop {run.run_id}"
                 ) from None

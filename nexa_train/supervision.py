@@ -27,3 +27,16 @@ class Supervisor(Protocol):
 
     def gives_up(self, state: State) -> bool:
         """Whether to stop here: a function of the validations so far alone, so that resuming changes nothing."""
+
+
+class Bystander:
+    """Of a trial in several processes, in each of them: the search is elsewhere, and gives nothing up."""
+
+    def __init__(self) -> None:
+        self.shelf = Shelf()
+
+    def begin(self, folder: RunFolder) -> None:
+        """It is told by who started the processes."""
+
+    def gives_up(self, state: State) -> bool:
+        return False

@@ -83,7 +83,7 @@ def run(
         resume: continue the newest unfinished run of this very config, or the run of this id alone; begin one where there
             is none; where it is finished already, only say so.
         resume_from: begin a new run at this checkpoint's step, with its weights and optimizer.
-        supervisor: the search that the run is a trial of; only for training in this process.
+        supervisor: the search that the run is a trial of; with several processes it gives nothing up.
 
     Raises:
         Pruned: the supervisor gave the run up.
@@ -99,7 +99,16 @@ def run(
         exact = distributed.is_exact(choose_device(config.training.device).type)
         count_microbatches(config.training, World(size=asked, local_size=asked), exact=exact)
         ensure_dataset(layout, config.data)  # before any process waits for another
-        folder = launch(config, layout=layout, config_path=config_path, resume=resume, resume_from=resume_from)
+        folder = launch(
+            config,
+            layout=layout,
+            config_path=config_path,
+            resume=resume,
+            resume_from=resume_from,
+            is_trial=supervisor is not None,
+        )
+        if supervisor is not None:
+            supervisor.begin(folder)
         return read_result(layout, folder)
     if asked not in (1, world.size):
         raise UserError(

@@ -185,6 +185,10 @@ def tune(
         int | None,
         typer.Option(help="Train only this trial, by itself; exit code 3 when it is not what the study has.", min=0),
     ] = None,
+    fail: Annotated[
+        int | None,
+        typer.Option(help="Record this unfinished trial as failed: it ends its workers before they can.", min=0),
+    ] = None,
     as_json: Json = False,
     worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -207,6 +211,10 @@ def tune(
     if worker:
         end_with_parent()
         search.work(max_trials)
+        return
+    if fail is not None:
+        search.fail(fail)
+        print(f"trial {fail} has failed; the search goes on without it: the same command without --fail")
         return
     if trial is not None:
         again = train_again(search, trial)

@@ -244,6 +244,15 @@ def test_a_finished_run_has_no_word_of_how_it_ended(pristine_lab: FinishedLab) -
     assert not holder.is_alive or holder.pid == os.getpid()
 
 
+def test_as_many_lines_as_are_asked_for_are_whole(desk: Layout) -> None:
+    found, said = find_run(desk, "good_2"), list[str]()
+    log = desk.logs / f"{found.run_id}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(3000)))
+    tail(desk, found, count=2000, follow=False, say=said.append)
+    assert [line.split()[1] for line in said] == [str(number) for number in range(1000, 3000)]
+
+
 def test_a_score_is_printed_with_its_interval(pristine_lab: FinishedLab) -> None:
     scored = json.loads(pristine_lab.run("mlp").metrics.read_bytes())["metrics"]["accuracy"]
     expected = "accuracy {value:.4f} ({low:.4f} to {high:.4f})".format(**scored)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
+from nexa_core import holder
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
 from nexa_train.tune.again import train_again
 from nexa_train.tune.records import Trial
 from tests.postgres import Postgres
@@ -109,6 +111,55 @@ def test_ctrl_c_once_ends_the_workers_saved_and_twice_at_once(lab: Layout, alone
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert found(trials_of(path, lab, NUM_TRIALS)) == found(alone)
     assert_each_ran_once(lab)
+
+
+def test_a_trial_that_ends_its_workers_is_recorded_as_failed_by_its_user(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    search = search_of(path, lab)
+    with search.storage.locked():
+        hold = search.storage.begin_trial(0, {"training.optimizer.lr": 0.01, "model.parameters.dropout": 0.0})
+    assert hold is not None
+    with pytest.raises(UserError, match="a worker trains it"):
+        search_of(path, lab).fail(0)
+    hold.release()
+    process = start(lab, command_for(path, "--fail", "0"))
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert out.startswith("trial 0 has failed; the search goes on without it")
+    with pytest.raises(UserError, match="expected a trial that was begun and has not ended: none"):
+        search_of(path, lab).fail(0)
+    first, second = trials_of(path, lab, 2)
+    assert first.ending is not None
+    assert (first.ending.state, first.ending.reason) == ("failed", "given up by --fail")
+    assert second.ending is not None
+    assert second.ending.state == "complete"
+
+
+def test_a_run_that_is_looked_at_fails_no_trial(lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    taken, tries = holder._taken, []
+
+    def is_held_once(run: RunFolder) -> TextIO:
+        tries.append(run)
+        if len(tries) == 1:
+            raise holder.Held("Run x is being written by another process.")
+        return taken(run)
+
+    monkeypatch.setattr(holder, "_taken", is_held_once)
+    (trial,) = trials_of(path, lab, 1)
+    assert trial.ending is not None
+    assert trial.ending.state == "complete"
+    assert len(tries) == 2
+
+
+def test_trials_of_two_processes_replace_nothing_that_is_shown(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml", training={"epochs": 1, "distributed": {"world_size": 2}})
+    (trial,) = trials_of(path, lab, 1)
+    assert trial.ending is not None
+    assert trial.ending.state == "complete"
+    assert (lab.root / trial.ending.run_dir / "metrics.json").is_file()
+    assert not lab.checkpoints.exists()
+    assert not (lab.run_manifests / "run_manifest.json").exists()
 
 
 def test_a_trial_by_itself_is_the_studys(lab: Layout, tmp_path: Path) -> None:

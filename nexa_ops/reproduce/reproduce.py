@@ -15,9 +15,11 @@ from safetensors import safe_open
 from nexa_core import digests, durable
 from nexa_core.config import RunConfig
 from nexa_core.errors import GateError, Interrupted, Preempted, UserError
+from nexa_core.holder import at_rest
 from nexa_core.lineage import read_lineage
 from nexa_core.manifest import read_manifest
 from nexa_core.paths import Layout
+from nexa_core.runs import RunFolder
 from nexa_models.checkpoint import content_digest, load_checkpoint
 from nexa_ops.export import export
 from nexa_ops.reproduce.record import EXPORTED_WEIGHTS, Record, read_record
@@ -106,7 +108,7 @@ def reproduce(layout: Layout, what: str, *, tolerance: float, keep: bool = False
     source = record.source(layout)
     folder = layout.artifacts / "reproductions" / record.run_id
     if anew:
-        durable.remove(folder)
+        _remove_second_run(folder)
     if changed := record.differing_here(dataset.fingerprint):
         logger.warning("not as when the run was recorded: %s", "; ".join(changed))
     result = _repeat(replace(layout, apart=folder), config, record, source)
@@ -116,6 +118,14 @@ def reproduce(layout: Layout, what: str, *, tolerance: float, keep: bool = False
         for name in ("artifacts", "data", "logs", "runs"):
             durable.remove(folder / name)
     return reproduction
+
+
+def _remove_second_run(folder: Path) -> None:
+    for lock in folder.rglob("run.lock"):
+        with at_rest(RunFolder(lock.parent)) as rests:
+            if not rests:
+                raise UserError(f"Another process trains {lock.parent.name}; wait for it, or end it first.")
+    durable.remove(folder)
 
 
 def _repeat(layout: Layout, config: RunConfig, record: Record, source: Path | None) -> TrainingResult:

@@ -1,5 +1,6 @@
 """Deleting what was planned: each deletion is in a journal before and after, and none leaves half of a thing."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,19 +60,14 @@ def clean(layout: Layout, plan: Plan, *, now: Callable[[], datetime]) -> Cleaned
 
 
 def _delete(item: Item, layout: Layout, journal: durable.Journal, now: Callable[[], datetime]) -> bool:
-    if item.run is not None:
-        with at_rest(item.run) as rests:
-            if not rests:
-                return False
-            _remove(item, layout, journal, now)
-            return True
-    _remove(item, layout, journal, now)
-    return True
-
-
-def _remove(item: Item, layout: Layout, journal: durable.Journal, now: Callable[[], datetime]) -> None:
     name = layout.relative(item.path.parent) + "/" + item.path.name
     entry = {"path": name, "size_bytes": item.size_bytes, "rule": item.rule, "why": item.why}
-    journal.append([{"event": "deleting", "at": now().isoformat(timespec="seconds"), **entry}])
-    durable.remove(item.path)
+    with contextlib.ExitStack() as held:
+        if item.run is not None and not held.enter_context(at_rest(item.run)):
+            return False
+        journal.append([{"event": "deleting", "at": now().isoformat(timespec="seconds"), **entry}])
+        is_folder = item.path.is_dir() and not item.path.is_symlink()
+        going = durable.set_aside(item.path) if is_folder else item.path
+    durable.remove(going)  # a folder with the lock in it could not be emptied on NFS while that is open
     journal.append([{"event": "deleted", "at": now().isoformat(timespec="seconds"), "path": name}])
+    return True

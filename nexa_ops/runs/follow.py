@@ -12,8 +12,7 @@ from nexa_core.progress import Progress
 from nexa_ops.runs.states import Found, Standing, standing_of
 
 SECONDS_BETWEEN_LOOKS = 0.25
-TAIL_BYTES = 1 << 16
-"""Read from a log's end for its last lines; a longer line than that would be shown in part."""
+BLOCK_BYTES = 1 << 16
 
 
 class Lines:
@@ -30,9 +29,14 @@ class Lines:
             self._file: BinaryIO = path.open("rb")
         except FileNotFoundError:
             raise UserError(f"There is no log {path}: the run has written none yet, or it was cleaned.") from None
-        end = self._file.seek(0, os.SEEK_END)
-        self._file.seek(max(0, end - TAIL_BYTES))
-        self._waiting = self._read()[-count:] if count else []
+        begin = self._file.seek(0, os.SEEK_END)
+        found = b""
+        while begin and found.count(b"\n") <= count:
+            step = min(BLOCK_BYTES, begin)
+            begin = self._file.seek(begin - step)
+            found = self._file.read(step) + found
+        self._file.seek(begin)
+        self._waiting = self._read()[-count:] if count else self._read()[:0]
 
     def new(self) -> list[str]:
         """Those that have come since it was asked last."""

@@ -23,9 +23,18 @@ SECONDS_TO_END = 120
 
 
 def launch(
-    config: RunConfig, *, layout: Layout, config_path: Path | None, resume: bool | str, resume_from: Path | None
+    config: RunConfig,
+    *,
+    layout: Layout,
+    config_path: Path | None,
+    resume: bool | str,
+    resume_from: Path | None,
+    is_trial: bool = False,
 ) -> RunFolder:
     """Run `config` in `training.distributed.world_size` processes; returns the folder of the run that they finished.
+
+    Args:
+        is_trial: the run is one of a search, and is shown nowhere when it has finished.
 
     Raises:
         NexaError: of the kind that the first process to fail ended with.
@@ -40,6 +49,7 @@ def launch(
                 "apart": None if layout.apart is None else str(layout.apart),
                 "config_path": None if config_path is None else str(config_path),
                 "resume": resume,
+                "is_trial": is_trial,
                 "resume_from": None if resume_from is None else str(resume_from),
                 "done": str(done),
             },

@@ -16,6 +16,7 @@ from nexa_train.distributed.world import read_world
 
 
 def work(order_path: Path) -> None:
+    from nexa_train.supervision import Bystander
     from nexa_train.train import run
 
     order = json.loads(order_path.read_bytes())
@@ -30,6 +31,7 @@ def work(order_path: Path) -> None:
             config_path=config_path,
             resume=order["resume"],
             resume_from=resume_from,
+            supervisor=Bystander() if order["is_trial"] else None,
         )
     except KeyboardInterrupt:  # the launcher has the words for it
         raise Stopped("") from None

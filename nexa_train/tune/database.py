@@ -46,6 +46,16 @@ PATIENCE_SECONDS = 300.0
 SECONDS_BETWEEN_TRIES = 1.0
 BEATS_A_LEASE = 4
 NOT_THERE = (SQLAlchemyError, StorageInternalError)
+CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    # And the server notices a node without power, whose lock it holds else for hours.
+    "options": "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+}
+"""How soon either side notices that the other one is gone."""
 
 
 class Lease:
@@ -287,7 +297,7 @@ def _open_tables(url: str) -> RDBStorage:
         try:
             return RDBStorage(
                 f"postgresql+psycopg://{url.partition('://')[2]}",
-                engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}},
+                engine_kwargs={"pool_pre_ping": True, "connect_args": CONNECTION},
             )
         except NOT_THERE as error:
             if "connect" in str(error).lower() or not tries_left:

@@ -55,8 +55,12 @@ class Mirror:
 
     def num_needed(self, number: int) -> int:
         """How many trials, from the first on, have to have ended before this one can begin."""
-        learns = self._needs_history or self._pruner is not None
-        return max(0, number - self._study.parallel + 1) if learns else 0
+        return max(0, number - self._study.parallel + 1) if self.learns else 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether what a trial does hangs on the results of others."""
+        return self._needs_history or self._pruner is not None
 
     def draw(self, number: int, trials: Sequence[Trial]) -> Values:
         """The values of a trial.

@@ -19,6 +19,7 @@ from nexa_core.config.load import parse_config
 from nexa_core.config.tune import Tune
 from nexa_core.environment import num_cores
 from nexa_core.errors import GateError, Interrupted, Preempted, UserError
+from nexa_core.holder import Held
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 from nexa_models.scores import MORE_IS_BETTER
@@ -76,6 +77,8 @@ class Search:
         self.study = join(self.storage, study)
         self.mirror = Mirror(self.study, space, make_sampler=lambda seed: strategy(seed, space), pruner=pruner)
         self._shelf = Shelf()
+        if self.mirror.learns and workers > self.study.parallel:
+            logger.warning("tune.parallel is %d: of %d workers no more have work at once", self.study.parallel, workers)
 
     @property
     def folder(self) -> Path:
@@ -88,6 +91,22 @@ class Search:
     def trials(self) -> list[Trial]:
         with self.storage.locked():
             return self.storage.read_trials()
+
+    def fail(self, number: int) -> None:
+        """Record a trial as failed that ends its workers before they can say so.
+
+        Raises:
+            UserError: there is no such trial, it has ended, or a worker trains it.
+        """
+        with self.storage.locked():
+            trials = self.storage.read_trials()
+            if number >= len(trials) or trials[number].ending is not None:
+                unfinished = _unfinished(trials) or "none"
+                raise UserError(f"--fail {number}: expected a trial that was begun and has not ended: {unfinished}")
+            if (hold := self.storage.take_over(number)) is None:
+                raise UserError(f"--fail {number}: a worker trains it; end that first.")
+            self.storage.end_trial(number, Ending("failed", None, reason="given up by --fail"))
+            hold.release()
 
     def work(self, max_trials: int) -> None:
         """Train trials until the study has so many that have ended, by whichever worker.
@@ -110,6 +129,9 @@ class Search:
             assert hold is not None
             try:
                 self._run(trials[number], trials, resumes=resumes)
+            except Held as error:
+                logger.info("%s It is tried again.", error)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             except Preempted as error:
                 how = "interrupted" if isinstance(error, Interrupted) else "told to end"
                 raise type(error)(f"{how}: trial {number} is saved; the same command goes on there") from None
@@ -123,7 +145,12 @@ class Search:
             self._require_few_failures(trials)
             for trial in trials[:num_trials]:
                 if trial.ending is None and (hold := self.storage.take_over(trial.number)) is not None:
-                    logger.info("trial %d was begun by a worker that is gone; it goes on", trial.number)
+                    logger.info(
+                        "trial %d was begun by a worker that is gone; it goes on (if it is what ends its workers, as one that "
+                        "fills the memory: nexa tune ... --fail %d)",
+                        trial.number,
+                        trial.number,
+                    )
                     return trial.number, hold, True, trials
             number = len(trials)
             if number >= num_trials:

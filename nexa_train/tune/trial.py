@@ -9,7 +9,8 @@ from functools import cache
 
 from nexa_core import digests
 from nexa_core.config import RunConfig
-from nexa_core.errors import GateError, UserError
+from nexa_core.errors import GateError, NexaError, NodeError, Preempted, Stopped, UserError
+from nexa_core.holder import Held
 from nexa_core.logs import quiet
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
@@ -25,6 +26,12 @@ logger = logging.getLogger(__name__)
 
 OF_VALIDATION = {"val_loss": "loss", "val_accuracy": "accuracy"}
 """The metrics that are measured after each epoch, by their names in a run's history."""
+
+FAILURES = (
+    *(NexaError, RuntimeError, MemoryError, ValueError),  # a GPU without room is a RuntimeError
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError),  # of code of the user's own
+)
+"""What a trial may fail with, so that the search goes on; a disk or a server that is not there fails the search."""
 
 
 class Watch:
@@ -69,7 +76,9 @@ def run_trial(
         ending = _complete(result, config, metric)
     except Pruned as pruned:
         ending = Ending("pruned", watch.reports[-1], reports=watch.reports, reason=str(pruned), step=pruned.step)
-    except (GateError, UserError, RuntimeError, ValueError) as error:  # RuntimeError: also a GPU without room
+    except (Held, NodeError, Preempted, Stopped):  # which says nothing of the trial
+        raise
+    except FAILURES as error:
         ending = Ending("failed", None, reports=watch.reports, reason=f"{_kind(error)}{error}".strip())
     return _placed(ending, layout, watch, time.monotonic() - began)
 

@@ -22,7 +22,7 @@ from nexa_train.tune.search import Search, ending_text
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_END = 120
+SECONDS_TO_END = 600
 """For a worker that is told to end: it finishes its step and saves."""
 NUM_LINES_SHOWN = 20
 
@@ -37,8 +37,8 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
         Preempted: this process was told to end; the workers have saved. Interrupted where it was by Ctrl-C, and the second
             one killed them.
     """
-    ended = {trial.number for trial in search.trials() if trial.ending is not None}
     total = search.num_trials(max_trials)
+    ended = {trial.number for trial in search.trials()[:total] if trial.ending is not None}
     with (
         _told_to_end() as told,
         _started(search, command, num_workers) as workers,
@@ -46,7 +46,7 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
     ):
         while told.by is None:
             running = [process for process, _ in workers if process.poll() is None]
-            trials = search.trials()
+            trials = search.trials()[:total]
             _tell(search, trials, ended)
             progress.update(len(ended))
             if len(ended) >= total:
@@ -112,6 +112,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         try:
             process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
+            logger.warning("a worker has not ended within %d s, and is killed", SECONDS_TO_END)
             _kill([process])
         except KeyboardInterrupt:
             _kill(processes)
