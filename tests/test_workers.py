@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nexa_core.errors import NexaError
 from nexa_data.workers import AHEAD, in_order
 
 
@@ -38,5 +39,5 @@ def test_no_more_is_begun_than_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_told() -> None:
-    with pytest.raises(RuntimeError, match="the same command goes on"):
+    with pytest.raises(NexaError, match="the same command goes on"):
         list(in_order(killed, range(4), 2))
