@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@:\s]*:([^/@\s]+)@")
@@ -26,3 +27,10 @@ def redact(text: str, secrets: Secrets | None = None) -> str:
     for value, name in known_secrets() if secrets is None else secrets:
         text = text.replace(value, f"[{name}]")
     return text
+
+
+def public_url(url: str) -> str:
+    """A URL without its user and password, and without the values behind its `?`."""
+    parts = urlsplit(url)
+    query = urlencode([(name, "...") for name, _ in parse_qsl(parts.query)])
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))

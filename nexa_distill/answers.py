@@ -4,9 +4,11 @@ import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-PLAIN = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?%?")
-IN_TEXT = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\w))?(?:/\d+)?%?"
+PLAIN = re.compile(rf"[-+]?{DIGITS}")
+IN_TEXT = re.compile(rf"(?<![\w.])[-+\N{{MINUS SIGN}}]?{DIGITS}")
 MARKED_LINE = re.compile(r"####[ \t]*(\S[^\n]*)(?P<end>\s*\Z)?")
+CURRENCY = re.compile(r"[$€£]")
 BOXED = "\\boxed{"
 EMPHASIS = "*_` \t\r"
 
@@ -29,9 +31,11 @@ def marked_answer(text: str) -> str | None:
 
 def as_number(answer: str) -> Fraction | None:
     """The number that an answer is, without currency, thousands' commas and a full stop; None where it is something else."""
-    text = answer.strip().strip("$€£ ").rstrip(".").replace(",", "").replace("\\$", "").replace("\\%", "%").strip()
+    text = answer.replace("\\$", "$").replace("\\%", "%").replace("\N{MINUS SIGN}", "-")
+    text = CURRENCY.sub("", text).strip().rstrip(".").strip()
     if not PLAIN.fullmatch(text):
         return None
+    text = text.replace(",", "")
     scale = Fraction(1, 100) if text.endswith("%") else Fraction(1)
     whole, _, below = text.rstrip("%").partition("/")
     try:

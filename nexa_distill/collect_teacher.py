@@ -17,7 +17,7 @@ from nexa_data import manifests
 from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
-from nexa_llm.ask import Asked, ask, open_teacher, price_of, sampling_of
+from nexa_llm.ask import Asked, ask, digest_of, open_teacher, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
 from nexa_llm.estimate import Estimate, estimate, known_keys
@@ -92,8 +92,8 @@ def collect(
     inputs = open_inputs(config, layout)
     place = place_of(layout, destination or settings.key, FOLDER)
     made_of = _made_of(settings, inputs)
-    standing = manifests.read_manifest(place.manifest_path)
-    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
+    standing, teacher = manifests.read_manifest(place.manifest_path), digest_of(settings, layout)
+    if standing is not None and _still_stands(standing, made_of, teacher, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     price = price_of(settings, has_budget=settings.max_cost_usd is not None)
     asked, began = Asked(), time.monotonic()
@@ -108,6 +108,7 @@ def collect(
         sources=[{"file": layout.relative(inputs.path), "sha256": inputs.sha256, "rows": inputs.num_rows}],
         parents=[_parent(layout, inputs)],
         fingerprint=digests.of_value(made_of),
+        teacher_sha256=teacher,
     )
     durable.write_json(place.manifest_path, manifest)
     logger.info("%s: %s answers, %.1f s", place.key, f"{tally.num_rows:,}", time.monotonic() - began)
@@ -125,6 +126,7 @@ def describe(
     sources: list[dict[str, Any]],
     parents: list[dict[str, Any]],
     fingerprint: str,
+    teacher_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a teacher's answers whose file has its name."""
     return {
@@ -153,6 +155,7 @@ def describe(
             "num_calls": asked.total.num_calls,
         },
         "code": digests.of_code(),
+        "teacher_sha256": teacher_sha256,
         "fingerprint": fingerprint,
     }
 
@@ -277,13 +280,17 @@ def deciding(settings: CollectConfig) -> dict[str, Any]:
     return found
 
 
-def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
+def _still_stands(
+    standing: manifests.Manifest, made_of: dict[str, Any], teacher: str | None, layout: Layout, *, replace: bool
+) -> bool:
     key = f"{standing['name']}_{standing['version']}"
-    if standing["fingerprint"] != digests.of_value(made_of):
+    is_other_teacher = standing.get("teacher_sha256") not in (None, teacher)
+    if standing["fingerprint"] != digests.of_value(made_of) or is_other_teacher:
         if replace:
             return False
         then = {name: value for name, value in standing["config"].items() if name not in (*FREE_KEYS, "output")}
-        changed = [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
+        changed = ["content of its teacher"] if is_other_teacher else []
+        changed += [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
         raise UserError(
             f"{key} was collected with other {' and '.join(changed) or 'inputs'}. A version never changes: set a new "
             "collect.version, or pass --replace. Answers to equal requests are not paid again."

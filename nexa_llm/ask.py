@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nexa_core import digests
 from nexa_core.config.ask import AskConfig, Price
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
@@ -16,7 +17,7 @@ from nexa_llm.logprobs import TokenIds
 from nexa_llm.openai import OpenAi
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
-from nexa_llm.served import TOKENIZER, Served
+from nexa_llm.served import DECIDING, TOKENIZER, Served
 from nexa_llm.store import Store, Total, store_path
 
 PROVIDERS = {
@@ -85,8 +86,22 @@ def open_openai(config: AskConfig, layout: Layout) -> OpenAi:
 
 
 def open_recorded(config: AskConfig, layout: Layout) -> Recorded:
+    return Recorded(config, _recorded_path(config, layout))
+
+
+def _recorded_path(config: AskConfig, layout: Layout) -> Path:
     path = Path(config.model)
-    return Recorded(config, path if path.is_absolute() or path.exists() else layout.absolute(config.model))
+    return path if path.is_absolute() or path.exists() else layout.absolute(config.model)
+
+
+def digest_of(config: AskConfig, layout: Layout) -> str | None:
+    """What tells whether a teacher that lies in files is still the same one; None of one that is asked over a network."""
+    if config.provider not in ("recorded", "local"):
+        return None
+    path = _recorded_path(config, layout) if config.provider == "recorded" else layout.find(config.model)
+    if path.is_dir():
+        return digests.of_tree((each for each in path.iterdir() if each.suffix in DECIDING), path)
+    return digests.of_file(path) if path.is_file() else None
 
 
 def sampling_of(config: AskConfig) -> Sampling:

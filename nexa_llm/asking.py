@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
 MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 OVERLOADED = {429, 503, 529}
+FORBIDDEN = 403
 CONCERNS_ALL = {401, 402, 403, 404, 405}
 """Statuses that the next request would get as well: a wrong key, an empty account, an unknown model."""
 LOOKED_UP_AT_ONCE = 256
@@ -63,6 +64,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """An answer that waits in the store for those before it."""
+
+    key: str
+    is_new: bool
+
+
+@dataclass(frozen=True)
 class Failure:
     """A try that brought nothing, and may succeed later."""
 
@@ -95,11 +104,12 @@ class Asking:
         self._requests_limit = RateLimit(pace.requests_per_minute, clock) if pace.requests_per_minute else None
         self._tokens_limit = RateLimit(pace.tokens_per_minute, clock) if pace.tokens_per_minute else None
         self._jobs: deque[Job] = deque()
-        self._done: dict[int, Answer | str] = {}
+        self._done: dict[int, Answer | Reference] = {}
         self._buying: dict[str, asyncio.Future[Answer | None]] = {}
         self._bought_since: set[str] = set()  # requests were last looked up
         self._num_taken = self._next = 0
         self._halt: BaseException | None = None
+        self._has_answered = False
 
     def answers(self, requests: Iterable[ChatRequest]) -> Generator[Answer, None, None]:
         """The answer to each request, in order.
@@ -131,6 +141,8 @@ class Asking:
         self._taking, self._news, self._room = asyncio.Lock(), asyncio.Event(), asyncio.Event()
         self._settled, self._halted = asyncio.Event(), asyncio.Event()
         await self._settle_cut_off()
+        if self._prices is not None:
+            self._store.price(self._purpose, *self._prices)  # what was bought before its price was known
         self.budget.spent_picousd = self._store.total(self._purpose).picousd
         most = self._pace.concurrency
         num_workers = most + most // WORKERS_A_SPARE_ONE
@@ -141,8 +153,10 @@ class Asking:
     async def _end(self) -> None:
         self._stop(self._halt)
         await asyncio.gather(*self._workers, return_exceptions=True)
-        with contextlib.suppress(NexaError):  # which was raised already, to whoever wrote
+        try:
             await self._store.flush()
+        except NexaError as error:
+            self._halt = self._halt or error
         await self._session.close()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
@@ -157,13 +171,16 @@ class Asking:
                 return []
             self._news.clear()
             await self._news.wait()
-        found: list[Answer | str] = []
+        found: list[Answer | Reference] = []
         while self._next in self._done and len(found) < GIVEN_AT_ONCE:
             found.append(self._done.pop(self._next))
             self._next += 1
         self._room.set()
-        stored = self._store.get([each for each in found if isinstance(each, str)])
-        return [self._read(each, stored[each]) if isinstance(each, str) else each for each in found]
+        stored = self._store.get([each.key for each in found if isinstance(each, Reference)])
+        return [
+            replace(self._read(each.key, stored[each.key]), is_new=each.is_new) if isinstance(each, Reference) else each
+            for each in found
+        ]
 
     async def _work(self) -> None:
         try:
@@ -173,6 +190,9 @@ class Asking:
                 self._finish(job.index, answer)
         except NexaError as error:
             self._stop(error)
+        except Exception as error:  # nobody foresaw it: the others are not to go on buying
+            self._stop(error)
+            raise
 
     async def _take(self) -> Job | None:
         """The next request whose answer has to be bought; those before it that are stored are finished."""
@@ -204,7 +224,7 @@ class Asking:
 
     def _finish(self, index: int, answer: Answer) -> None:
         holds_text = len(self._done) < HELD_ANSWERS or answer.status == "failed"
-        self._done[index] = answer if holds_text else answer.request_sha256
+        self._done[index] = answer if holds_text else Reference(answer.request_sha256, answer.is_new)
         if index == self._next:
             self._news.set()
 
@@ -253,18 +273,18 @@ class Asking:
     async def _try(self, job: Job) -> Answer | Failure | None:
         """Ask once; None where the run stops before the request is sent."""
         prompt_tokens, max_tokens = most_prompt_tokens(job.request), job.request.sampling.max_tokens
-        if self._requests_limit:
-            await self._requests_limit.take(1)
-        if self._tokens_limit:
-            await self._tokens_limit.take(prompt_tokens + max_tokens)
         await self.gate.enter()
         overloaded = False
         try:
+            if self._requests_limit:
+                await self._requests_limit.take(1)
+            if self._tokens_limit:
+                await self._tokens_limit.take(prompt_tokens + max_tokens)
             reserved = self._cost(prompt_tokens, max_tokens) or 0
             if not await self._reserve(reserved):
                 return None
             call = Call(uuid.uuid4().hex, job.key, self._purpose, reserved, "sent", None)
-            await self._store.begin(call, teacher=self._teacher.name, sent_at=time.time())
+            await self._store.begin(call, teacher=self._teacher.address, sent_at=time.time())
             try:
                 response = await self._teacher.send(self._session, job.request, call.id)
             except (ConnectionError, TimeoutError) as error:
@@ -284,8 +304,9 @@ class Asking:
         except Unusable as error:
             return await self._lost(call, f"an unusable answer: {error}", unusable=True)
         self._breaker.succeeded()
-        used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-        if self._tokens_limit:
+        self._has_answered = True
+        if self._tokens_limit and answer.prompt_tokens is not None and answer.completion_tokens is not None:
+            used = answer.prompt_tokens + answer.completion_tokens
             self._tokens_limit.correct(used - most_prompt_tokens(job.request) - job.request.sampling.max_tokens)
         paid = call.reserved_picousd if answer.cost_picousd is None else answer.cost_picousd
         self._store.settle(call, paid if self._prices else None, answer.prompt_tokens, answer.completion_tokens)
@@ -295,18 +316,24 @@ class Asking:
     async def _lost(self, call: Call, error: str, *, is_free: bool = False, unusable: bool = False) -> Failure:
         """A call of which nobody knows whether it was billed, unless the server says so."""
         self._breaker.failed()
-        is_free = is_free or not call.reserved_picousd
-        billed = 0 if is_free else await self._teacher.billed(self._session, call.id)
-        paid, state = (call.reserved_picousd, "unknown") if billed is None else (billed, "failed")
+        paid, state = (0, "failed") if is_free else await self._outcome_of(call)
         self._store.fail(call, error, picousd=paid, state=state, unusable=unusable)
-        self._settle(call, paid)
+        self._settle(call, paid or 0)
         return Failure(error)
+
+    async def _outcome_of(self, call: Call) -> tuple[int | None, str]:
+        """What a lost call cost, and its state in the ledger."""
+        if self._prices is None:
+            return None, "unknown"
+        billed = await self._teacher.billed(self._session, call.id) if call.reserved_picousd else 0
+        return (call.reserved_picousd, "unknown") if billed is None else (billed, "failed")
 
     def _refused(self, job: Job, call: Call, response: Response) -> Answer | Failure:
         said = f"HTTP {response.status}: {self._teacher.message(response.body)}"
         self._store.fail(call, said)
         self._settle(call, 0)
-        if response.status in CONCERNS_ALL:
+        is_of_one = response.status == FORBIDDEN and self._has_answered  # as where a prompt is flagged
+        if response.status in CONCERNS_ALL and not is_of_one:
             raise UserError(
                 f"{self._teacher.public_url} refuses model '{self._teacher.model}': {said}. Check the key, base_url and the "
                 "model's name."
@@ -326,6 +353,8 @@ class Asking:
     async def _reserve(self, picousd: int) -> bool:
         """Set money aside, once those under way have taken less than was set aside for them; False where the run stops."""
         while not self.budget.reserve(picousd):
+            if self._halt is not None:
+                return False
             if self.budget.reserved_picousd == 0:
                 limit, spent = as_usd(self.budget.limit_picousd or 0), as_usd(self.budget.spent_picousd)
                 raise OutOfBudget(
@@ -346,13 +375,12 @@ class Asking:
 
     async def _settle_cut_off(self) -> None:
         """Find out what became of the calls that a killed process had under way."""
-        cut_off = self._store.cut_off()
+        cut_off = self._store.cut_off((self._teacher.address, self._teacher.name))
         turn = asyncio.Semaphore(BILLS_ASKED_AT_ONCE)
 
         async def settle(call: Call) -> None:
             async with turn:
-                billed = await self._teacher.billed(self._session, call.id) if call.reserved_picousd else 0
-            paid, state = (call.reserved_picousd, "unknown") if billed is None else (billed, "failed")
+                paid, state = await self._outcome_of(call)
             self._store.fail(call, "cut off: the process was killed", picousd=paid, state=state)
 
         await asyncio.gather(*map(settle, cut_off))
@@ -393,6 +421,9 @@ class Asking:
         self._jobs.clear()
         for event in (self._halted, self._settled, self._room, self._news):
             event.set()
+        for each in (self.gate, self._requests_limit, self._tokens_limit):
+            if each is not None:
+                each.stop()
 
     def _interrupt(self, number: int) -> None:
         if isinstance(self._halt, Interrupted):

@@ -3,24 +3,27 @@
 import asyncio
 import email.utils
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import orjson
 
 from nexa_core import digests
 from nexa_core.config.ask import AskConfig
 from nexa_core.errors import UserError
-from nexa_core.redact import Secrets, known_secrets
+from nexa_core.redact import SHORTEST_SECRET, Secrets, known_secrets, public_url
 from nexa_llm.chat import ChatRequest
 
 DEFAULT_URL = "https://api.openai.com/v1"
 CALL_ID = "X-Client-Request-Id"
 LONGEST_BODY_SHOWN = 300
 SECONDS_TO_CONNECT = 15
+VERSION = re.compile(r"v?\d{1,4}([.-]\d{1,4}){0,3}(-preview)?")
+"""What stands behind a `?` and is no secret: `api-version=2026-01-31`."""
 
 
 class NotConnected(ConnectionError):
@@ -46,16 +49,21 @@ class OpenAi:
         given = config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
         url = urlsplit(given.rstrip("/"))
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(f"base_url is {_public(given)!r}; it has to be like http://127.0.0.1:8000/v1")
+            raise UserError(f"base_url is {public_url(given)!r}; it has to be like http://127.0.0.1:8000/v1")
         self.name, self.model = config.teacher, config.model
         self._config, self._url = config, given.rstrip("/")
-        self.public_url = _public(self._url)
+        self.public_url = public_url(self._url)
         """Without user, password and values that follow a `?`; a part of what determines an answer."""
         self._key = environment.get(config.api_key_variable)
         if self._key is None and url.hostname.endswith("openai.com"):
             raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
         self._secrets = _secrets(self._url, self._key, environment)
         self._completions = self._at("chat/completions")
+
+    @property
+    def address(self) -> str:
+        """Which model at which server: whom to ask what became of a call."""
+        return f"{self.name} at {self.public_url}"
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """What is sent, as the server gets it."""
@@ -124,6 +132,8 @@ class OpenAi:
                 self._completions, data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
             ) as response:
                 body = await response.read()
+        except aiohttp.ConnectionTimeoutError:
+            raise NotConnected(f"no connection within {SECONDS_TO_CONNECT} s") from None
         except TimeoutError:
             raise TimeoutError(f"no answer within {self._config.pace.timeout_seconds:g} s") from None
         except aiohttp.ClientConnectorError as error:
@@ -206,12 +216,6 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _public(url: str) -> str:
-    parts = urlsplit(url)
-    query = urlencode([(name, "...") for name, _ in parse_qsl(parts.query)])
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
-
-
 def _secrets(url: str, key: str | None, environment: Mapping[str, str]) -> Secrets:
     """Everything that must not be repeated, the longest first."""
     parts = urlsplit(url)
@@ -220,7 +224,8 @@ def _secrets(url: str, key: str | None, environment: Mapping[str, str]) -> Secre
         (parts.password, "password"),
         *((value, name) for name, value in parse_qsl(parts.query)),
     ]
-    found = [*((value, name) for value, name in in_url if value), *known_secrets(environment)]
-    if key:
-        found.append((key, "API_KEY"))
+    found = [*((value, name) for value, name in in_url if value), *([(key, "API_KEY")] if key else [])]
+    # Shorter ones stand in answers as well, as a version in the URL or the key EMPTY do, and those are kept as they came.
+    found = [(value, name) for value, name in found if len(value) >= SHORTEST_SECRET and not VERSION.fullmatch(value)]
+    found += known_secrets(environment)
     return tuple(sorted(set(found), key=lambda pair: -len(pair[0])))

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 from collections.abc import Callable
 
 Clock = Callable[[], float]
@@ -18,13 +19,18 @@ class RateLimit:
     def __init__(self, per_minute: float, clock: Clock):
         self._rate, self._clock = per_minute / 60, clock
         self._free_at = clock()
+        self._stopped = asyncio.Event()
 
     async def take(self, units: float) -> None:
-        """Wait until the units may go."""
+        """Wait until the units may go, or until nothing goes any more."""
         begins = max(self._free_at, self._clock() - 1.0)
         self._free_at = begins + units / self._rate
         if (wait := begins - self._clock()) > 0:
-            await asyncio.sleep(wait)
+            await _sleep(wait, self._stopped)
+
+    def stop(self) -> None:
+        """Have nobody wait any longer."""
+        self._stopped.set()
 
     def correct(self, units: float) -> None:
         """Take more, or give some back with a negative number, once it is known how many there were."""
@@ -44,6 +50,7 @@ class Gate:
         self.num_under_way = self.most_under_way = 0
         self._clock, self._waiting = clock, collections.deque[asyncio.Future[None]]()
         self._closed_until = 0.0
+        self._stopped = asyncio.Event()
         self._outcomes = self._overloads = 0
 
     async def enter(self) -> None:
@@ -53,8 +60,8 @@ class Gate:
         self._let_in()
         try:
             await turn
-            while (wait := self._closed_until - self._clock()) > 0:
-                await asyncio.sleep(wait)
+            while (wait := self._closed_until - self._clock()) > 0 and not self._stopped.is_set():
+                await _sleep(wait, self._stopped)
         except asyncio.CancelledError:
             if turn in self._waiting:
                 self._waiting.remove(turn)
@@ -75,8 +82,13 @@ class Gate:
             self._outcomes = self._overloads = 0
         self._let_in()
 
+    def stop(self) -> None:
+        """Have nobody wait any longer: who is let in now sees that nothing is to be sent."""
+        self._stopped.set()
+        self._let_in()
+
     def _let_in(self) -> None:
-        while self._waiting and self.num_under_way < self.limit:
+        while self._waiting and (self.num_under_way < self.limit or self._stopped.is_set()):
             self.num_under_way += 1  # here, so that nobody comes in between
             self.most_under_way = max(self.most_under_way, self.num_under_way)
             turn = self._waiting.popleft()
@@ -91,6 +103,11 @@ class Gate:
     def is_overloaded(self) -> bool:
         """Whether more of this round's requests than usual met an overloaded server."""
         return self._overloads > max(2.0, SHARE_THAT_IS_OVERLOAD * self.limit)
+
+
+async def _sleep(seconds: float, unless: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(unless.wait(), seconds)
 
 
 class Breaker:
@@ -112,6 +129,8 @@ class Breaker:
         self._row, self._pause, self._well_at = 0, self.FIRST_PAUSE, self._clock()
 
     def failed(self) -> None:
+        if self._row == 0:  # from here on nothing is answered; before, nothing may have been asked
+            self._well_at = self._clock()
         self._row += 1
         if self._row >= max(self.SHORTEST_ROW, self._gate.limit):
             self._gate.limit = 1

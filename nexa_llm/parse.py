@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from nexa_core.errors import UserError
 from nexa_llm.chat import Answer, Logprobs, Status
 from nexa_llm.logprobs import TokenIds
 
@@ -27,7 +28,7 @@ def parse_answer(raw: bytes, request_sha256: str, *, token_ids: TokenIds | None 
         choice = body["choices"][0]
         message = choice["message"]
         text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
-        usage = body.get("usage") or {}
+        usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise Unusable(f"{type(error).__name__} in {excerpt(raw)}") from None
     if not isinstance(text, str | None) or (text is None and not refusal and reason not in STATUSES):
@@ -63,5 +64,7 @@ def _logprobs(choice: Mapping[str, Any], token_ids: TokenIds | None) -> Logprobs
         raise Unusable("no logprobs in it, which were asked for")
     try:
         return token_ids.read(found["content"])
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise Unusable(f"malformed logprobs: {error!r}") from None

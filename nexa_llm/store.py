@@ -31,6 +31,7 @@ create table if not exists calls (
     completion_tokens integer, detail text
 ) without rowid;
 create index if not exists calls_by_purpose on calls (purpose, state);
+create index if not exists calls_sent on calls (teacher) where state = 'sent';
 create table if not exists unusable (call text primary key, key text not null, raw blob not null) without rowid;
 """
 FORMAT = 1
@@ -198,10 +199,21 @@ class Store:
             operations.append((KEEP, (call.key, call.id, latency_seconds, raw)))
         self._commit(operations)
 
-    def cut_off(self) -> list[Call]:
-        """The calls that were under way when an earlier process was killed."""
+    def price(self, purpose: str, prompt_picousd: int, completion_picousd: int) -> None:
+        """Give answers that were bought before their price was known what they cost by these, per token."""
+        with _disk_told(self._path):
+            self._db.execute(
+                "update calls set picousd = prompt_tokens * ? + completion_tokens * ? where purpose = ? and state = 'answered' "
+                "and picousd is null and prompt_tokens is not null and completion_tokens is not null",
+                (prompt_picousd, completion_picousd, purpose),
+            )
+
+    def cut_off(self, teachers: Sequence[str] | None = None) -> list[Call]:
+        """The calls, all or to one of these, that were under way when an earlier process was killed."""
+        marks = "" if teachers is None else f" and teacher in ({','.join('?' * len(teachers))})"
         rows = self._read.execute(
-            "select id, key, purpose, reserved_picousd, state, picousd from calls where state = 'sent'"
+            f"select id, key, purpose, reserved_picousd, state, picousd from calls where state = 'sent'{marks}",
+            teachers or (),
         )
         return [Call(*row) for row in rows]
 

@@ -58,6 +58,13 @@ def test_spellings_of_a_number_are_the_same_answer(one: str, other: str) -> None
     assert canonical(one) == canonical(other)
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"), [("The answer is \N{MINUS SIGN}5", "\N{MINUS SIGN}5"), ("so 1e5 of them", "1e5")]
+)
+def test_numbers_in_a_text_are_read_whole(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
 @given(st.text(max_size=60))
 def test_no_text_breaks_finding_an_answer(text: str) -> None:
     final_answer(text)
@@ -67,7 +74,8 @@ def test_no_text_breaks_finding_an_answer(text: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [("50%", "50", True), (r"50\%", "0.5", True), ("50%", "5", False), ("0.5", "50", False), ("1,000", "1000.0", True),
-     ("$18.50", "18.5", True), ("twelve", "12", None), ("1/0", "1", None)],
+     ("$18.50", "18.5", True), ("twelve", "12", None), ("1/0", "1", None), ("1,2", "12", None), ("3,4", "34", None),
+     ("-$5", "-5", True), ("\N{MINUS SIGN}5", "-5", True), ("1e5", "100000", True), ("1,234,567.5", "1234567.5", True)],
 )  # fmt: skip
 def test_numbers_are_compared_as_numbers(one: str, other: str, same: bool | None) -> None:
     assert same_number(one, other) is same
@@ -94,6 +102,16 @@ def test_right_solutions_pass_and_wrong_ones_do_not(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match="Did you mean 'answer'"):
         check({"name": "math", "reference": "anwser"}, [row("a", "1", extra_json=reference)], tmp_path)
+
+
+def test_a_rounded_fraction_is_the_fraction_and_other_numbers_are_not(tmp_path: Path) -> None:
+    reference = json.dumps({"answer": r"\boxed{1/3}"})
+    found = check(
+        {"name": "math", "reference": "answer"},
+        [row("a", rf"\boxed{{{text}}}", extra_json=reference) for text in ("0.333333", "0.34", "3,1")],
+        tmp_path,
+    )
+    assert [each is None for each in found] == [True, False, False]
 
 
 def test_expressions_are_compared_by_their_meaning(tmp_path: Path) -> None:
@@ -241,3 +259,10 @@ def test_settings_that_check_nothing_are_refused() -> None:
     assert MathCheck(name="math", reference="answer").timeout_seconds > 0
     assert list(ExactCheck(name="exact").conflicts())
     assert list(ExactCheck(name="exact", matches="(").conflicts())
+
+
+def test_a_judge_that_does_not_answer_rejects_no_pairs(tmp_path: Path) -> None:
+    with simulator("--faults", "server_error=0.5") as server:
+        ask = {"teacher": "openai:m", "base_url": server.base_url, "pace": {"max_tries": 1}}
+        with pytest.raises(GateError, match=r"requests to the judge failed, more than max_failed_share: 0\.01"):
+            verdicts({"name": "judge", "ask": ask}, [row(f"{number}", "1") for number in range(40)], tmp_path)

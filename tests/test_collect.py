@@ -29,7 +29,8 @@ from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import find_dataset
 from nexa_data.validation import validate
 from nexa_distill.collect_teacher import Collected, collect
-from nexa_llm.store import Store, store_path
+from nexa_llm import asking
+from nexa_llm.store import Call, Store, store_path
 from tests.ranks import free_port
 from tests.simulators import ROOT, simulator
 
@@ -388,6 +389,83 @@ def test_a_request_that_is_wrong_fails_alone_and_is_not_repeated(lab: Path) -> N
     assert "HTTP 400" in rows_of(done)[0]["error"]
 
 
+def test_one_forbidden_prompt_among_answered_ones_fails_alone(lab: Path) -> None:
+    write_inputs(lab, 5)
+    ok = {"choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}], "usage": {}}
+    with answering([web.json_response(ok), 403]) as (url, _):
+        done = collected(lab, url, "collect.max_failed_share=1", "collect.pace.concurrency=1")
+    assert [row["status"] for row in rows_of(done)] == ["answered", "failed", *["answered"] * 3]
+
+
+def test_a_usage_of_another_shape_is_no_usage(lab: Path) -> None:
+    write_inputs(lab, 1)
+    odd = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": "much"}
+    with answering([web.json_response(odd)]) as (url, _):
+        (row,) = rows_of(collected(lab, url))
+    assert (row["completion"], row["prompt_tokens"]) == ("yes", None)
+
+
+def test_what_nobody_foresaw_stops_all_of_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody foresaw it")
+
+    monkeypatch.setattr(asking, "parse_answer", break_down)
+    with simulator() as server:
+        with pytest.raises(ZeroDivisionError):
+            collected(lab, server.base_url)
+        assert sum(server.bill()["requests"].values()) <= 2 * 32  # and no more than were under way
+
+
+def test_stopping_waits_for_no_rate_limit(lab: Path) -> None:
+    given = {"pace": {"concurrency": 32, "requests_per_minute": 6}}
+    with simulator() as server:
+        config = settings(lab, server.base_url, **given)
+        process = subprocess.Popen(command(lab, config), env=environment(lab), stderr=subprocess.PIPE, text=True)
+        while not sum(server.bill()["requests"].values()):
+            time.sleep(0.05)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 8
+
+
+def test_a_budget_counts_what_was_bought_before_there_was_a_price(lab: Path) -> None:
+    with simulator() as server:
+        collected(lab, server.base_url, given={"prices": {}})
+        assert ledger_picousd(lab) == 0
+        again = collected(
+            lab, server.base_url, "collect.max_cost_usd=5", "collect.sampling.max_tokens=65", replace=True
+        )
+        assert server.bill()["picousd"] == ledger_picousd(lab) == again.asked.total.picousd > 0
+
+
+def test_calls_that_another_server_had_are_left_to_it(lab: Path) -> None:
+    with Store(store_path(Layout(lab))) as store:
+        call = Call("a", "k", "out_v1", 5, "sent", None)
+        asyncio.run(store.begin(call, teacher="openai:m at http://elsewhere/v1", sent_at=0.0))
+    with simulator() as server:
+        collected(lab, server.base_url)
+    with Store(store_path(Layout(lab))) as store:
+        assert [each.id for each in store.cut_off()] == ["a"]
+
+
+def test_short_keys_and_versions_in_the_url_are_no_secrets(lab: Path) -> None:
+    write_inputs(lab, 1)
+    text = "EMPTY on 2024-06-01, says user"
+    said = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {}}
+    with answering([web.json_response(said)]) as (url, _), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "EMPTY")
+        address = url.replace("http://", "http://user:pass@") + "?api-version=2024-06-01"
+        assert [row["completion"] for row in rows_of(collected(lab, address))] == [text]
+
+
+@pytest.mark.parametrize("key", ["n", "stream", "max_completion_tokens", "model"])
+def test_further_keys_do_not_change_the_price(lab: Path, key: str) -> None:
+    with pytest.raises(UserError, match=f"collect.extra_body.{key}"):
+        collected(lab, "http://127.0.0.1:9/v1", given={"extra_body": {key: 8}})
+
+
 def test_a_server_that_is_not_there_ends_the_run_after_a_while(lab: Path) -> None:
     with pytest.raises(NexaError, match="has answered nothing for 1 s"):
         collected(lab, "http://127.0.0.1:9/v1", "collect.pace.give_up_after_seconds=1")
@@ -398,12 +476,13 @@ def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
     write_inputs(lab, 60)
     with simulator("--faults", "echo_key=0.3", *FAST_RETRY) as server:
         url = server.base_url.replace("http://", f"http://someone:{password}@") + "?api_key=zyxwvutsrq"
-        config = settings(lab, url, max_failed_share=1.0)
         secrets_given = environment(lab, OPENAI_API_KEY=secret)
-        for address in (config, settings(lab, server.base_url, max_failed_share=1.0)):
+        for address in (url, server.base_url):
+            config = settings(lab, address, max_failed_share=1.0)
             done = subprocess.run(
-                command(lab, address, "--replace"), env=secrets_given, capture_output=True, text=True, check=False
+                command(lab, config, "--replace"), env=secrets_given, capture_output=True, text=True, check=False
             )
+            assert done.returncode == 0, done.stderr
             for text in (done.stdout, done.stderr):
                 assert all(value not in text for value in (secret, password, "zyxwvutsrq"))
     written = [path for path in lab.rglob("*") if path.is_file() and path.name != "distill.yaml"]
@@ -452,6 +531,11 @@ def test_recorded_answers_need_no_server(lab: Path) -> None:
     done = collect(load_config(config, DistillConfig), Layout(lab))
     assert [row["completion"] for row in rows_of(done)] == [str(n * n) for n in range(NUM_PROMPTS)]
     assert done.manifest["cost_usd"] == 0
+    (lab / "answers.jsonl").write_text("\n".join(lines).replace('"answer": "0"', '"answer": "none"'))
+    with pytest.raises(UserError, match="was collected with other content of its teacher"):
+        collect(load_config(config, DistillConfig), Layout(lab))
+    again = collect(load_config(config, DistillConfig), Layout(lab), replace=True)
+    assert rows_of(again)[0]["completion"] == "none"
 
 
 # Bad input.

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
 from nexa_core.errors import NexaError, UserError
+from nexa_llm import pace
 from nexa_llm.budget import Budget, most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
@@ -151,12 +152,12 @@ def test_the_rate_limit_spreads_what_it_lets_through() -> None:
             waits.append(clock.now - began)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "sleep", lambda seconds: _pass(clock, seconds))
+        patch.setattr(pace, "_sleep", lambda seconds, unless: _pass(clock, seconds))
         asyncio.run(take())
     assert waits[1:] == pytest.approx([0.1] * 14)
     limit.correct(10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "sleep", lambda seconds: _pass(clock, seconds))
+        patch.setattr(pace, "_sleep", lambda seconds, unless: _pass(clock, seconds))
         asyncio.run(limit.take(1))
     assert clock.now == pytest.approx(102.5)
 

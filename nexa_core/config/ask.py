@@ -4,13 +4,21 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from nexa_core.config.base import Settings
+from nexa_core.redact import public_url
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+OURS = {
+    *("model", "messages", "n", "best_of", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
+    *("temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs", "tools"),
+}
+"""Keys of a request that `extra_body` must not set."""
 
 
 class SamplingConfig(Settings):
@@ -88,6 +96,10 @@ class AskConfig(Settings):
     prices: dict[str, Price] = Field(default_factory=dict)
     """By model, in place of the built-in table's (nexa_llm/prices.py)."""
 
+    @field_serializer("base_url")
+    def _without_secrets(self, value: str | None) -> str | None:
+        return None if value is None else public_url(value)
+
     @property
     def provider(self) -> str:
         return self.teacher.partition(":")[0]
@@ -118,6 +130,11 @@ class AskConfig(Settings):
             for key in ("sampling", "system_prompt", "tokenizer"):
                 if key in self.model_fields_set:
                     yield (key,), "answers that are recorded already are not drawn anew"
+        for key in sorted(OURS & self.extra_body.keys()):
+            yield (
+                ("extra_body", key),
+                "it would change what an answer costs, or how it comes, and settings of their own say that",
+            )
         if self.provider == "openai" and self.sampling.logprobs is not None and self.tokenizer is None:
             yield (
                 ("sampling", "logprobs"),

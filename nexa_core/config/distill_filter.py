@@ -99,6 +99,8 @@ class JudgeCheck(Settings):
     """What judging for this dataset may cost, earlier tries among it (exit 3 where it does not suffice)."""
     min_score: float = 7.0
     """Pairs below it are rejected; the built-in template asks for 1 to 10."""
+    max_failed_share: Share = 0.01
+    """Of requests without an answer, which are no verdict on a pair (exit 3)."""
 
 
 class OwnCheck(Settings):

@@ -1,11 +1,12 @@
 """What a model thinks of a pair."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 
 from nexa_core.config.distill_filter import JudgeCheck
-from nexa_core.errors import UserError
+from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_distill.checks import Check, Pair, Rejection, Verdict
 from nexa_llm.ask import ask, sampling_of
@@ -19,7 +20,7 @@ COST = "cost_usd"
 
 
 def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str) -> Check:
-    """The check that asks; while it runs it raises OutOfBudget, and what was bought is kept."""
+    """The check that asks; while it runs it raises OutOfBudget, or GateError where much fails, and what was bought is kept."""
     template = judge_template(settings, layout)
     sampling = sampling_of(settings.ask)
 
@@ -33,10 +34,24 @@ def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str) -> Check:
         )
         return ChatRequest((*system, {"role": "user", "content": text}), sampling)
 
+    failed, num_judged = Counter[str](), 0
+
     def check(pairs: Sequence[Pair]) -> list[Verdict]:
+        nonlocal num_judged
         limit = settings.max_cost_usd
         answers = ask(map(request, pairs), settings.ask, layout, purpose=purpose, max_cost_usd=limit)
-        return [_verdict(answer, settings.min_score) for answer in answers]
+        verdicts = []
+        for answer in answers:
+            num_judged += 1
+            failed.update([answer.error or ""] if answer.status == "failed" else [])
+            verdicts.append(_verdict(answer, settings.min_score))
+        if failed.total() > settings.max_failed_share * num_judged:
+            raise GateError(
+                f"{failed.total():,} of {num_judged:,} requests to the judge failed, more than max_failed_share: "
+                f"{settings.max_failed_share:g}; e.g. {failed.most_common(1)[0][0]}. Its answers are kept; the same command "
+                "asks only for those that failed."
+            )
+        return verdicts
 
     return check
 

@@ -24,13 +24,20 @@ def check_math(settings: MathCheck, layout: Layout) -> Check:
         if given is None:
             return rejected(NO_ANSWER, shown(pair.completion))
         is_same = same_number(given, wanted)  # needs no algebra
-        problem = verifier.difference(wanted, given, told=WRONG) if is_same is None else None if is_same else WRONG
+        if is_same is None or (not is_same and _is_fraction(given, wanted)):  # 0.333333 may stand for 1/3
+            problem = verifier.difference(wanted, given, told=WRONG)
+        else:
+            problem = None if is_same else WRONG
         return KEPT if problem is None else rejected(problem, f"{shown(given)} instead of {shown(wanted)}")
 
     def check(pairs: Sequence[Pair]) -> list[Verdict]:
         return [judge(pair) for pair in pairs]
 
     return check
+
+
+def _is_fraction(*answers: str) -> bool:
+    return any((number := as_number(each)) is not None and number.denominator != 1 for each in answers)
 
 
 def _readable(given: str | None, pair: Pair, verifier: Verifier) -> Verdict:
