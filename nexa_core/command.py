@@ -33,15 +33,17 @@ def run_to_exit(work: Callable[[], None]) -> None:
     from nexa_core.environment import load_env_files  # what --help does not need is not imported for it
 
     log_to_stderr()
-    if "RANK" in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _interrupt_once)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt_once if "RANK" in os.environ else _interrupt)
     threading.excepthook = lambda failed: logger.warning("a background writer failed: %s", failed.exc_value)
     load_env_files(Path("."), os.environ)
     try:
         work()
     except NexaError as error:
+        _forget_interrupt()
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
+        _forget_interrupt()
         fail(str(Stopped()), Stopped.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,10 +55,32 @@ def run_to_exit(work: Callable[[], None]) -> None:
         fail(f"{what}. Files written before are whole; mend it and run the same command again.", 1)
 
 
+def was_interrupted() -> bool:
+    """Whether Ctrl-C came: Python drops the exception where it comes in the midst of a callback, as imports have them."""
+    return bool(_interrupts)
+
+
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """Ctrl-C in one of several processes: it may come from the terminal and again from the launcher, in the midst of ending."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _forget_interrupt() -> None:
+    """Have this process end with its own exit code.
+
+    Where Ctrl-C came while a string was being executed, as in the making of a dataclass, Python remembers it, and kills itself
+    by the signal at its end whatever was caught; the next string that is executed makes it forget.
+    """
+    exec("")  # noqa: S102
 
 
 def fail(message: str, exit_code: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from nexa_core.command import was_interrupted
 from nexa_core.endings import STOPPED_AT_ONCE
 from nexa_core.errors import Interrupted, Preempted
 from nexa_train.distributed.group import Group, Pending
@@ -42,6 +43,8 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._remember) for number in TOLD}
+            if was_interrupted():
+                self._told = max(self._told, 1 + TOLD.index(signal.SIGINT))
             if self._group.world.is_alone:
                 self._listening.enter_context(_Interrupts())
         return self

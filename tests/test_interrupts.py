@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import IO
 
 import pytest
 
+from nexa_core import command
 from nexa_core.config import RunConfig
+from nexa_core.errors import Interrupted
 from nexa_core.paths import Layout
 from nexa_train.train import run
 from tests.labs import make_config, write_config
@@ -109,6 +112,28 @@ def test_ctrl_c_twice_stops_at_once_even_in_the_middle_of_a_native_call(lab: Lay
         130,
         "error: stopped at once; the same command with --resume continues from the newest checkpoint",
     )
+
+
+def test_ctrl_c_while_a_string_is_executed_has_the_exit_code_that_others_have() -> None:
+    """Python alone would end by the signal, without an exit code."""
+    code = "from nexa_core.command import run_to_exit\nrun_to_exit(lambda: exec('raise KeyboardInterrupt'))\n"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "interrupted.py").write_text(code)
+        path = os.pathsep.join([folder, str(Path(__file__).parent.parent)])
+        done = subprocess.run(
+            [sys.executable, "-m", "interrupted"],
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr.startswith("error: interrupted")
+
+
+def test_ctrl_c_that_python_has_dropped_is_obeyed_after_the_first_step(
+    lab: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_interrupts", [signal.SIGINT])
+    with pytest.raises(Interrupted, match="step 1 is finished and saved"):
+        run(make_config("mlp"), layout=lab)
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once_and_says_how_to_go_on(start: Start) -> None:
