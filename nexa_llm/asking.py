@@ -381,7 +381,8 @@ class Asking:
         async def settle(call: Call) -> None:
             async with turn:
                 paid, state = await self._outcome_of(call)
-            self._store.fail(call, "cut off: the process was killed", picousd=paid, state=state)
+            unusable = self._has_left_unusable(call)
+            self._store.fail(call, "cut off: the process was killed", picousd=paid, state=state, unusable=unusable)
 
         await asyncio.gather(*map(settle, cut_off))
         if cut_off:
@@ -389,6 +390,17 @@ class Asking:
             logger.info(
                 "%d calls were under way when the process was killed before; the ledger lists them", len(cut_off)
             )
+
+    def _has_left_unusable(self, call: Call) -> bool:
+        """Whether a call's response was kept and the process killed before it was found to be no answer."""
+        kept = self._store.get([call.key]).get(call.key)
+        if kept is None or kept.call != call.id:
+            return False
+        try:
+            self._parse(call.key, kept)
+        except Unusable:
+            return True
+        return False
 
     def _read(self, key: str, stored: Stored) -> Answer:
         try:

@@ -29,7 +29,10 @@ from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import find_dataset
 from nexa_data.validation import validate
 from nexa_distill.collect_teacher import Collected, collect
+from nexa_distill.inputs import open_inputs
 from nexa_llm import asking
+from nexa_llm.ask import open_teacher, sampling_of
+from nexa_llm.chat import ChatRequest
 from nexa_llm.store import Call, Store, store_path
 from tests.ranks import free_port
 from tests.simulators import ROOT, simulator
@@ -438,6 +441,25 @@ def test_a_budget_counts_what_was_bought_before_there_was_a_price(lab: Path) -> 
             lab, server.base_url, "collect.max_cost_usd=5", "collect.sampling.max_tokens=65", replace=True
         )
         assert server.bill()["picousd"] == ledger_picousd(lab) == again.asked.total.picousd > 0
+
+
+def test_killed_before_a_response_was_found_unusable_it_is_asked_again(lab: Path) -> None:
+    write_inputs(lab, 1)
+    with simulator() as server:
+        config = load_config(settings(lab, server.base_url), DistillConfig)
+        teacher = open_teacher(config.collect, Layout(lab))
+        (prompt,) = open_inputs(config, Layout(lab))
+        key = teacher.key(ChatRequest(({"role": "user", "content": prompt.prompt},), sampling_of(config.collect)))
+
+        async def keep_and_die(store: Store) -> None:
+            call = Call("a", key, "out_v1", 5, "sent", None)
+            await store.begin(call, teacher=teacher.address, sent_at=0.0)
+            await store.keep(call, b'{"choices": [{"message": oops', 0.1)
+
+        with Store(store_path(Layout(lab))) as store:
+            asyncio.run(keep_and_die(store))
+        (row,) = rows_of(collected(lab, server.base_url))
+    assert row["status"] == "answered"
 
 
 def test_calls_that_another_server_had_are_left_to_it(lab: Path) -> None:

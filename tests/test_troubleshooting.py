@@ -563,6 +563,7 @@ def no_tier(scene: Scene) -> str:
 @prints("has been moved already")
 def a_run_that_lies_elsewhere(scene: Scene) -> str:
     scene.monkeypatch.setenv("NEXA_DURABLE", str(scene.root / "durable"))
+    (scene.root / "durable").mkdir(exist_ok=True)
     with_lab(scene, "storage", "move", "mlp", "--to", "durable", exits=0)
     return with_lab(scene, "storage", "move", "mlp", "--to", "durable", exits=2)
 
@@ -580,6 +581,7 @@ def a_damaged_copy(scene: Scene) -> str:
                 file.write(b"?")
 
     scene.monkeypatch.setenv("NEXA_DURABLE", str(durable_tier))
+    durable_tier.mkdir(exist_ok=True)
     package = scene.finished.layout.relative(scene.finished.package("mlp"))
     scene.monkeypatch.setattr(os, "fsync", fsync_and_damage)
     return with_lab(scene, "storage", "move", package, "--to", "durable")
