@@ -81,9 +81,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context that forward passes run in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def describe_numerics(device: torch.device) -> dict[str, Any]:

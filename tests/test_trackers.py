@@ -25,6 +25,7 @@ from nexa_core.paths import Layout
 from nexa_core.redact import redact
 from nexa_core.runs import RunFolder
 from nexa_core.trackers import PrometheusFile, destinations_of, read_json_lines
+from nexa_core.trackers.manners import nice_sessions
 from nexa_core.trackers.story import Story, Times
 from nexa_core.trackers.wandb_files import read_records
 from nexa_ops.track_sync import track_sync
@@ -220,6 +221,34 @@ def test_a_tracker_that_is_of_no_use_costs_the_run_nothing_and_is_reported_once(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         track_sync(result.run.run_id, lab)
+
+
+GIVES_WAY = """
+import os, subprocess
+from nexa_core.trackers.manners import LEAST, give_way, nice_sessions
+
+def show():
+    for pid in (os.getpid(), begun.pid):
+        print(os.getpriority(os.PRIO_PROCESS, pid), open(f"/proc/{pid}/autogroup").read().split()[-1])
+
+os.setsid()
+give_way()
+begun = subprocess.Popen(["sleep", "60"], start_new_session=True)
+try:
+    for niceness in (LEAST, 0):
+        nice_sessions(os.getpid(), niceness)
+        show()
+finally:
+    begun.kill()
+"""
+
+
+def test_who_sends_gives_way_with_the_sessions_that_it_begins_until_it_is_waited_for() -> None:
+    if not Path("/proc/self/autogroup").exists():
+        nice_sessions(os.getpid(), 0)  # where the kernel does not share by sessions, nothing comes of it
+        return
+    done = subprocess.run([sys.executable, "-c", GIVES_WAY], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:4] == ["19 19", "19 19", "19 0", "19 0"]
 
 
 def test_wandb_that_refuses_the_key_is_reported_once_and_the_key_is_in_no_file(

@@ -60,19 +60,27 @@ class Tail:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def follow(destination: Destination, story: Story, *, ending: Ending, complain: Callable[[str], None] | None) -> bool:
+def follow(
+    destination: Destination,
+    story: Story,
+    *,
+    ending: Ending,
+    complain: Callable[[str], None] | None,
+    begun: Callable[[], None] = lambda: None,
+) -> bool:
     """Send until the run has ended; whether everything is sent then.
 
     Args:
         complain: is told once when the tracker cannot be reached, which is then tried again, a last time
             when the run has ended; without it that is raised.
+        begun: is called when the tracker's client has been opened, with all the processes that it has.
 
     Raises:
         Refused: the tracker says no.
         Unreachable: it cannot be reached, and nobody is to be told.
     """
     with durable.locked(story.lock_path(destination.name)):  # an earlier attempt's follower may still be sending
-        stages = _Stages(destination, story, ending)
+        stages = _Stages(destination, story, ending, begun)
         num_failures, has_complained = 0, False
         while not stages.are_done:
             is_last_try = ending.is_said()
@@ -95,8 +103,8 @@ def follow(destination: Destination, story: Story, *, ending: Ending, complain: 
 class _Stages:
     """Beginning, lines, end: each is tried again until it has worked."""
 
-    def __init__(self, destination: Destination, story: Story, ending: Ending):
-        self._destination, self._story, self._ending = destination, story, ending
+    def __init__(self, destination: Destination, story: Story, ending: Ending, begun: Callable[[], None]):
+        self._destination, self._story, self._ending, self._begun = destination, story, ending, begun
         self._record, self._pace = Tail(story.run.step_metrics), Tail(story.pace_path)
         self._lines: list[dict[str, Any]] = []
         self._pace_lines: list[dict[str, Any]] = []
@@ -106,6 +114,7 @@ class _Stages:
         if not self._has_begun:
             self._destination.begin(self._story)
             self._has_begun = True
+            self._begun()
         is_over = self._ending.is_said()  # asked before reading: what was written until then is read
         self._pace_lines = self._pace_lines or self._pace.read()
         self._lines = self._lines or self._record.read()

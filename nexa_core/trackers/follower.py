@@ -13,6 +13,7 @@ from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_core.trackers.destinations import DESTINATIONS, Refused, in_one_line, prepare_clients
 from nexa_core.trackers.follow import Ending, follow
+from nexa_core.trackers.manners import LEAST, give_way, nice_sessions
 from nexa_core.trackers.story import Story
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler tells all processes; the run tells this one
         signal.signal(number, signal.SIG_IGN)
-    os.nice(19)  # the training goes first
+    give_way()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the clients print is no answer
     prepare_clients()
@@ -37,10 +38,14 @@ def main() -> None:
     def complain(message: str) -> None:
         print(json.dumps({"complaint": in_one_line(message)}), file=answers, flush=True)
 
+    def begun() -> None:
+        if not ending.is_said():
+            nice_sessions(os.getpid(), LEAST)
+
     story = Story(Layout(given.root), RunFolder(given.run), given.after)
     try:
         destination = look_up(DESTINATIONS, given.destination, what="tracker")()
-        is_complete = follow(destination, story, ending=ending, complain=complain)
+        is_complete = follow(destination, story, ending=ending, complain=complain, begun=begun)
     except Exception as error:
         complain(str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}")
         os._exit(1)  # without the clients' own farewells, which wait for their servers
@@ -52,6 +57,7 @@ def _listen(ending: Ending, wait_seconds: float) -> None:
     word = sys.stdin.read().strip()
     threading.Timer(wait_seconds, os._exit, args=(1,)).start()
     ending.say(word or "killed")
+    nice_sessions(os.getpid(), 0)  # now it is waited for
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Exact:
         return total[-1]
 
     def clip(self, limit: float | None) -> Tensor:
-        return nn.utils.clip_grad_norm_(self.weights, limit or float("inf"))
+        return _clip(self.weights, limit)
 
     def _put(self, total: list[Tensor]) -> None:
         for weight, gradient in zip(self.weights, total[:-1], strict=True):
@@ -135,7 +135,7 @@ class Fast:
         return self.group.sum(total)
 
     def clip(self, limit: float | None) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.weights, limit or float("inf"))
+        norm = _clip(self.weights, limit)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards, the norm is one as well
 
 
@@ -156,6 +156,14 @@ def make_strategy(settings: Distributed, model: nn.Module, group: Group, *, is_e
         wrapped.require_backward_grad_sync = wanted
 
     return Fast(wrapped, weights, group, expect)
+
+
+def _clip(weights: Sequence[Tensor], limit: float | None) -> Tensor:
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(weights, limit, norm)
+    return norm
 
 
 def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
