@@ -216,7 +216,8 @@ def test_a_run_is_stopped_and_goes_on_with_its_own_config(lab: Layout, training:
 
 
 def test_stop_now_ends_a_process_that_does_nothing_when_told(lab: Layout, training: subprocess.Popen[bytes]) -> None:
-    _wait_for(lambda: bool(list_rows(lab, Filters(states=("running",)), limit=0).rows))
+    # Before its first step a SIGTERM ends it, stopped or not: nothing hears that yet.
+    _wait_for(lambda: any((row.step or 0) > 0 for row in list_rows(lab, Filters(), limit=0).rows))
     found = find_run(lab, "mlp")
     training.send_signal(signal.SIGSTOP)
     with pytest.raises(GateError, match="nexa runs stop --now"):
