@@ -75,7 +75,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises UserError when bfloat16 was asked for and the device would only emulate it."""
-    if precision == "bfloat16" and not _has_bfloat16(device):
+    if precision == "bfloat16" and not has_bfloat16(device):
         raise UserError(
             f"training.precision is bfloat16 and this {device.type} has no bfloat16 arithmetic; set float32."
         )
@@ -97,7 +97,8 @@ def describe_numerics(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device calculates in it; torch emulates it on any."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -16,6 +16,7 @@ import pytest
 from nexa_core.manifest import Manifest, list_manifests
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
+from nexa_models import numerics
 from nexa_ops.package import package
 from nexa_train.train import run
 from tests.browser import Browser, find_chromium, start_browser
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def any_processor_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without its arithmetic emulates it to the same rounding, which is slower and all the same to a test."""
+    monkeypatch.setattr(numerics, "has_bfloat16", lambda device: True)
 
 
 @dataclass(frozen=True)

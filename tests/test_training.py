@@ -26,6 +26,7 @@ from nexa_core.progress import Progress
 from nexa_core.runs import RunFolder
 from nexa_core.trackers import Trackers, read_json_lines
 from nexa_data.datasets import open_dataset
+from nexa_models import numerics
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_train import milestones
 from nexa_train.hooks import Tracking
@@ -95,6 +96,17 @@ def test_bfloat16_learns_nearly_the_same(lab: Layout) -> None:
     rounded = losses_of(run(make_config("mlp", training={"precision": "bfloat16"}), layout=lab).run)
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.1)
+
+
+def test_bfloat16_where_there_is_none_is_refused_before_anything_is_made(
+    lab: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numerics, "has_bfloat16", lambda device: False)
+    with pytest.raises(
+        UserError, match=r"training\.precision is bfloat16 and this cpu has no bfloat16 arithmetic; set"
+    ):
+        run(make_config("mlp", training={"precision": "bfloat16"}), layout=lab)
+    assert not lab.runs.exists()
 
 
 def test_a_language_model_carries_the_unigram_model_of_its_training_targets(lab: Layout) -> None:
