@@ -30,7 +30,7 @@ from nexa_data.datasets import find_dataset
 from nexa_data.validation import validate
 from nexa_distill.collect_teacher import Collected, collect
 from nexa_distill.inputs import open_inputs
-from nexa_llm import asking
+from nexa_llm import reading
 from nexa_llm.ask import open_teacher, sampling_of
 from nexa_llm.chat import ChatRequest
 from nexa_llm.store import Call, Store, store_path
@@ -412,7 +412,7 @@ def test_what_nobody_foresaw_stops_all_of_it(lab: Path, monkeypatch: pytest.Monk
     def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody foresaw it")
 
-    monkeypatch.setattr(asking, "parse_answer", break_down)
+    monkeypatch.setattr(reading, "parse_answer", break_down)
     with simulator() as server:
         with pytest.raises(ZeroDivisionError):
             collected(lab, server.base_url)
