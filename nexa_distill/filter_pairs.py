@@ -30,7 +30,9 @@ from nexa_distill.pair_tables import PairTables
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
 from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, open_answers, read_pairs
-from nexa_llm.prices import as_usd
+from nexa_llm.prices import PICOUSD, as_usd
+from nexa_llm.spent import Spent
+from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +60,18 @@ class Filtered:
             f"{self.manifest['name']}_{self.manifest['version']}: {sum(rows.values()):,} pairs kept ({shown}), "
             f"{self.manifest['rejected']['rows']:,} rejected{'' if self.is_new else ', unchanged'}",
             funnel_text(self.manifest["steps"]),
-            "price per kept pair: " + ("not known" if price is None else f"${price:.8f}"),
+            "price per kept pair: "
+            + ("not known" if price is None else f"${price:.8f}{_paid_text(self.manifest['paid'])}"),
             f"kept {self.manifest['filtered']['path']}; rejected {self.manifest['rejected']['path']}",
             f"to train on {self.manifest['splits']['train']['path']}; manifest {layout.relative(self.manifest_path)}",
         ]
         return "\n".join(lines)
+
+
+def _paid_text(paid: Mapping[str, float]) -> str:
+    unknown = f", ${paid['unknown_usd']:.6f} of it perhaps" * bool(paid["unknown_usd"])
+    lost = f", ${paid['lost_usd']:.6f} of it for calls that brought no answer{unknown}" * bool(paid["lost_usd"])
+    return f" (paid in all: ${paid['usd']:.6f}{lost})"
 
 
 def filter_pairs(
@@ -130,7 +139,24 @@ class Places:
 def _make(
     settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, made_of: dict[str, Any]
 ) -> dict[str, Any]:
-    sieve, cost = Sieve(settings, layout, purpose=f"judge of {places.key}"), Cost()
+    judging = f"judge of {places.key}"
+    purposes = [judging, *(each for source in sources for each in (source.key, f"judge of {source.key}"))]
+    with Spent(store_path(layout), purposes) as spent:
+        sieve, cost = Sieve(settings, layout, purpose=judging, spent=spent), Cost(spent)
+        tables = _sift(settings, layout, sources, places, sieve=sieve, cost=cost)
+        manifest = _manifest(settings, layout, sources, places, made_of, sieve=sieve, tables=tables, cost=cost)
+    durable.write_json(places.manifest, manifest)
+    return manifest
+
+
+def _sift(
+    settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, *, sieve: Sieve, cost: "Cost"
+) -> PairTables:
+    """What is kept and what is not, once the files have their names.
+
+    Raises:
+        GateError: no pair is kept; of all files only that of the rejected got its name.
+    """
     with ExitStack() as told, contextlib.suppress(_NothingKept), ExitStack() as stack:
         tables = PairTables(
             stack,
@@ -162,9 +188,7 @@ def _make(
             f"no pair is kept of {tables.num_read:,} answers ({reasons}). Each with its reason: "
             f"{layout.relative(places.beside('rejected'))}"
         )
-    manifest = _manifest(settings, layout, sources, places, made_of, sieve=sieve, tables=tables, cost=cost)
-    durable.write_json(places.manifest, manifest)
-    return manifest
+    return tables
 
 
 class _NothingKept(Exception):
@@ -172,20 +196,27 @@ class _NothingKept(Exception):
 
 
 class Cost:
-    """What the answers cost, added up without rounding."""
+    """What the answers cost, added up without rounding, and what was paid for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Spent) -> None:
+        self.spent = spent
         self._picousd: int | None = None
 
     def saw(self, pairs: Sequence[Pair]) -> None:
-        for pair in pairs:
-            if (usd := pair.row["cost_usd"]) is not None:
-                self._picousd = (self._picousd or 0) + round(usd * 1e12)
+        known = [(pair.row["request_sha256"], _picousd(pair.row["cost_usd"])) for pair in pairs]
+        self.spent.saw(known)
+        for _, picousd in known:
+            if picousd is not None:
+                self._picousd = (self._picousd or 0) + picousd
 
     @property
     def usd(self) -> float | None:
         """None where no answer says what it cost."""
         return None if self._picousd is None else as_usd(self._picousd)
+
+
+def _picousd(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * PICOUSD)
 
 
 def _num_rows(sources: Sequence[Place], at_most: int | None) -> int:
@@ -220,7 +251,7 @@ def _manifest(
         {"file": layout.relative(source.path), "sha256": sha256}
         for source, sha256 in zip(sources, made_of["files"], strict=False)  # behind the answers there are others
     ]
-    price = None if cost.usd is None else (cost.usd + sieve.judge_cost_usd) / tables.num_kept
+    paid = cost.spent.total()
     return {
         "format": manifests.FORMAT,
         "name": places.place.name,
@@ -242,7 +273,8 @@ def _manifest(
         "config": {**settings.resolved(), "output": {"name": FOLDER}},
         "cost_usd": cost.usd,
         "judge_cost_usd": sieve.judge_cost_usd,
-        "price_per_kept_pair_usd": price,
+        "paid": None if paid is None else paid.as_json(),
+        "price_per_kept_pair_usd": None if paid is None else as_usd(paid.picousd) / tables.num_kept,
         "code": digests.of_code(),
         "fingerprint": digests.of_value(made_of),
     }
