@@ -14,7 +14,7 @@ from nexa_llm.budget import Budget, most_prompt_tokens
 from nexa_llm.chat import Answer, ChatRequest
 from nexa_llm.openai import NotConnected, OpenAi, Response
 from nexa_llm.pace import Breaker, Gate, RateLimit
-from nexa_llm.parse import Unusable
+from nexa_llm.parse import Unusable, is_flagged
 from nexa_llm.prices import as_usd
 from nexa_llm.reading import Reader
 from nexa_llm.settling import outcome_of
@@ -24,6 +24,8 @@ SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
 MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 OVERLOADED = {429, 503, 529}
 FORBIDDEN = 403
+FLAGGING = {400, 403}
+"""Statuses with which servers say that a content filter stopped a request."""
 CONCERNS_ALL = {401, 402, 403, 404, 405}
 """Statuses that the next request would get as well: a wrong key, an empty account, an unknown model."""
 
@@ -138,6 +140,8 @@ class Buyer:
             if response.status == 200:
                 return await self._received(job, call, response)
             overloaded = response.status in OVERLOADED
+            if response.status in FLAGGING and is_flagged(response.body):
+                return await self._flagged(job, call, response)
             return self._refused(job, call, response)
         finally:
             self.gate.leave(overloaded=overloaded)
@@ -166,6 +170,16 @@ class Buyer:
         self._store.fail(call, error, picousd=paid, state=state, unusable=unusable)
         self._settle(call, paid or 0)
         return Failure(error)
+
+    async def _flagged(self, job: Job, call: Call, response: Response) -> Answer:
+        """The refusal of a request that a filter stopped; some servers bill it, and do not say for how many tokens."""
+        await self._store.keep(call, response.body, response.latency_seconds)
+        self._breaker.succeeded()
+        answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
+        paid, state = await outcome_of(call, self._teacher, self._session, self._reader)
+        self._store.fail(call, f"HTTP {response.status}: {answer.error}", picousd=paid, state=state)
+        self._settle(call, paid or 0)
+        return replace(answer, is_new=True)
 
     def _refused(self, job: Job, call: Call, response: Response) -> Answer | Failure:
         said = f"HTTP {response.status}: {self._teacher.message(response.body)}"

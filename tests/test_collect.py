@@ -331,6 +331,30 @@ def test_refusals_are_answers_and_too_many_failures_are_refused(lab: Path) -> No
         collected(lab, server.base_url, "collect.pace.max_tries=1", destination="other_v1")
 
 
+def test_a_prompt_that_a_content_filter_stops_is_refused_and_asked_once(lab: Path) -> None:
+    with simulator("--faults", "flagged=0.2") as server:
+        first = collected(lab, server.base_url)
+        again = collected(lab, server.base_url, destination="again_v1")
+        bill = server.bill()
+    statuses = first.manifest["statuses"]
+    assert 20 < statuses["refused"] < NUM_PROMPTS
+    assert statuses["refused"] + statuses["answered"] == NUM_PROMPTS
+    assert sum(bill["requests"].values()) == NUM_PROMPTS
+    assert again.place.path.read_bytes() == first.place.path.read_bytes()
+    assert first.manifest["ledger"]["picousd"] == bill["picousd"]  # such a server bills what it stops
+
+
+def test_where_no_bill_is_kept_a_stopped_prompt_may_have_been_billed(lab: Path) -> None:
+    write_inputs(lab, 3)
+    stopped = {"error": {"message": "The response was filtered.", "code": "content_filter", "status": 400}}
+    with answering([web.json_response(stopped, status=400)]) as (url, asked):
+        done = collected(lab, url, "collect.pace.concurrency=1")
+    assert len(asked) == 3
+    assert [row["status"] for row in rows_of(done)] == ["refused", "answered", "answered"]
+    assert rows_of(done)[0]["error"] == "The response was filtered."
+    assert done.manifest["ledger"]["unknown_picousd"] > 0
+
+
 @contextlib.contextmanager
 def answering(statuses: list[web.Response | float]) -> Iterator[tuple[str, list[float]]]:
     """A server that gives these responses, then answers; a number is a status. Yields its URL and when it was asked."""

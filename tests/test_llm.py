@@ -23,7 +23,7 @@ from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
 from nexa_llm.openai import OpenAi, read_retry_after
 from nexa_llm.pace import Breaker, Gate, RateLimit
-from nexa_llm.parse import Unusable, parse_answer
+from nexa_llm.parse import Unusable, is_flagged, parse_answer
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
 from nexa_llm.store import Call, Store
@@ -288,8 +288,30 @@ def test_an_answer_is_what_the_first_choice_says() -> None:
     )  # fmt: skip
     assert parse_answer(body(finish_reason="length"), "key").status == "truncated"
     assert parse_answer(body(finish_reason="content_filter"), "key").status == "refused"
+    assert parse_answer(body(message=None, finish_reason="content_filter"), "key").status == "refused"
     refused = parse_answer(body(message={"content": None, "refusal": "I won't."}), "key")
     assert (refused.status, refused.text, refused.error) == ("refused", None, "I won't.")
+
+
+AZURE = {
+    "message": "The response was filtered.",
+    "type": None,
+    "param": "prompt",
+    "code": "content_filter",
+    "status": 400,
+}
+INNER = {"innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}}}
+OPENROUTER = {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence"], "flagged_input": "..."}}
+
+
+@pytest.mark.parametrize("error", [AZURE, AZURE | INNER, AZURE | INNER | {"code": "400"}, OPENROUTER])
+def test_what_a_content_filter_stops_is_refused(error: dict[str, Any]) -> None:
+    raw = orjson.dumps({"error": error})
+    answer = parse_answer(raw, "key")
+    assert is_flagged(raw)
+    assert (answer.status, answer.text, answer.finish_reason) == ("refused", None, "content_filter")
+    assert answer.error == error["message"]
+    assert not is_flagged(orjson.dumps({"error": {"code": "context_length_exceeded", "message": "content_filter"}}))
 
 
 @pytest.mark.parametrize(
