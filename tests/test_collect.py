@@ -1,6 +1,7 @@
 """Collecting a teacher's answers: each paid once, in order, within the budget, whatever happens."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -518,10 +520,13 @@ def test_a_server_that_is_not_there_ends_the_run_after_a_while(lab: Path) -> Non
 
 
 def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
-    secret, password = "sk-1234567890abcdefghij", "correct-horse-battery"
+    secret, password = "sk-1234567890abcdefghij", "correct horse/battery"
+    quoted = urllib.parse.quote(password, safe="")
+    basic = base64.b64encode(f"someone:{password}".encode()).decode()
+    hidden = (secret, password, quoted, basic.rstrip("="), "zyxwvutsrq")
     write_inputs(lab, 60)
     with simulator("--faults", "echo_key=0.3", *FAST_RETRY) as server:
-        url = server.base_url.replace("http://", f"http://someone:{password}@") + "?api_key=zyxwvutsrq"
+        url = server.base_url.replace("http://", f"http://someone:{quoted}@") + "?api_key=zyxwvutsrq"
         secrets_given = environment(lab, OPENAI_API_KEY=secret)
         for address in (url, server.base_url):
             config = settings(lab, address, max_failed_share=1.0)
@@ -530,12 +535,16 @@ def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
             )
             assert done.returncode == 0, done.stderr
             for text in (done.stdout, done.stderr):
-                assert all(value not in text for value in (secret, password, "zyxwvutsrq"))
+                assert all(value not in text for value in hidden)
     written = [path for path in lab.rglob("*") if path.is_file() and path.name != "distill.yaml"]
     assert len(written) >= 3
     for path in written:
         data = path.read_bytes()
-        assert all(value.encode() not in data for value in (secret, password, "zyxwvutsrq")), path
+        assert all(value.encode() not in data for value in hidden), path
+    with contextlib.closing(sqlite3.connect(store_path(Layout(lab)))) as db:
+        told = [detail for (detail,) in db.execute("select detail from calls where detail is not null")]
+    for header in ("Basic [password]", "Bearer [API_KEY]"):  # the server has repeated both
+        assert any(header in each for each in told), header
 
 
 # Log probabilities.

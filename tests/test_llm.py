@@ -1,6 +1,7 @@
 """The parts of asking a model: what determines an answer, money, pace, what servers send."""
 
 import asyncio
+import base64
 import contextlib
 import email.utils
 import sqlite3
@@ -89,6 +90,40 @@ def test_what_is_secret_in_a_url_is_shown_nowhere() -> None:
     teacher = OpenAi(config(base_url="https://user:hunter22@host/v1?token=abcdefgh12345"), {})
     assert teacher.public_url == "https://host/v1?token=..."
     assert teacher.without_secrets("hunter22 abcdefgh12345") == "[password] [token]"
+
+
+def test_what_a_url_asks_for_changes_the_key_and_what_is_secret_in_it_does_not() -> None:
+    def key(query: str, userinfo: str = "") -> str:
+        return OpenAi(config(base_url=f"https://{userinfo}host/v1{query}"), {}).key(request())
+
+    assert key("?api-version=2024-06-01") != key("?api-version=2024-10-21")
+    assert key("?deployment=one") != key("?deployment=two")
+    for name in ("api_key", "subscription-key", "access_token", "sig", "code", "X-Amz-Signature", "x-auth"):
+        assert key(f"?{name}=one") == key(f"?{name}=two") != key("")
+    assert key("", "user:one@") == key("", "user:two@") == key("")
+
+
+def test_a_password_is_decoded_and_repeated_in_no_form() -> None:
+    password, as_given = 'p@ss "wörd"/1', "p%40ss%20%22w%C3%B6rd%22%2F1"
+    teacher = OpenAi(config(base_url=f"https://us%20er:{as_given}@host/v1?token=ab%2Fcd%2Fefgh"), {})
+    basic = base64.b64encode(f"us er:{password}".encode()).decode()
+
+    async def sent() -> str:
+        async with teacher.session(1) as session:
+            return str(session.headers["Authorization"])
+
+    assert asyncio.run(sent()) == f"Basic {basic}"
+    forms = (
+        password,
+        as_given,
+        basic,
+        basic.rstrip("="),
+        orjson.dumps(password).decode()[1:-1],
+        "ab/cd/efgh",
+        "ab%2Fcd%2Fefgh",
+    )
+    for form in forms:
+        assert teacher.without_secrets(f"<{form}>") in ("<[password]>", "<[password]=>", "<[token]>")
 
 
 @pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "http:///v1"])
