@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -22,13 +21,14 @@ from nexa_data.seen import Seen
 from nexa_distill import outputs
 from nexa_distill.checks import Pair
 from nexa_distill.checks.judge import read_template
-from nexa_distill.collect_teacher import Collected, deciding, describe
-from nexa_distill.filter_pairs import Filtered, filter_pairs
+from nexa_distill.collect_teacher import FREE_KEYS, Collected, deciding, describe
+from nexa_distill.filter_pairs import Filtered, contents_of_judges, filter_pairs, named_by
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import OutputTable, Tally
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.sifting import DUPLICATES, STATUS, Sieve, Sifted
-from nexa_llm.ask import Asked, ask, price_of, sampling_of
+from nexa_distill.standing import Origin, still_stands
+from nexa_llm.ask import Asked, ask, contents_of, price_of, sampling_of
 from nexa_llm.chat import Answer, ChatRequest, Message
 
 logger = logging.getLogger(__name__)
@@ -90,13 +90,13 @@ def regenerate(
     if place.key in [Path(each).stem for each in filtered.outputs]:
         raise UserError(f"{place.key} holds the answers that were rejected; give the new ones another name or version.")
     template = read_template(config.regenerate.template, BUILT_IN, layout, fields=("{reason}",))
-    made_of = _made_of(config, filtered, template)
+    origin = _origin(config, layout, filtered, template)
     standing = manifests.read_manifest(place.manifest_path)
-    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
+    if standing is not None and still_stands(standing, origin, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     asked = Asked()
     tally = _write(config, layout, filtered, place, template, asked)
-    rejected, sha256 = layout.relative(filtered.rejected), made_of["rejected"]
+    rejected, sha256 = layout.relative(filtered.rejected), origin.made_of["rejected"]
     manifest = describe(
         layout,
         place,
@@ -106,7 +106,7 @@ def regenerate(
         price=price_of(collect, has_budget=collect.max_cost_usd is not None),
         sources=[{"file": rejected, "sha256": sha256}],
         parents=[{"dataset": filtered.key, "path": rejected, "sha256": sha256}],
-        fingerprint=digests.of_value(made_of),
+        origin=origin,
     )
     durable.write_json(place.manifest_path, manifest)
     return Collected(place, manifest, is_new=True, asked=asked)
@@ -148,30 +148,25 @@ def _filtered_of(config: DistillConfig, layout: Layout, source: str | None) -> _
     return _FilteredBefore(rejected.key, rejected.path, kept, tuple(each["file"] for each in manifest["sources"]))
 
 
-def _made_of(config: DistillConfig, filtered: _FilteredBefore, template: str) -> dict[str, Any]:
+def _origin(config: DistillConfig, layout: Layout, filtered: _FilteredBefore, template: str) -> Origin:
     """Everything that decides which requests are sent."""
-    return {
+    made_of = {
         "rejected": digests.of_file(filtered.rejected),
         "kept": None if filtered.kept is None else digests.of_file(filtered.kept),
-        "config": [deciding(config.collect), config.regenerate.max_tries, template],
+        "config": deciding(config.collect),
+        "max_tries": config.regenerate.max_tries,
+        "template": template,
         "filter": [config.filter.keep_truncated, [step.resolved() for step in config.filter.steps]],
+        **named_by(config.filter, layout),
     }
-
-
-def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
-    key = f"{standing['name']}_{standing['version']}"
-    if standing["kind"] != outputs.FOLDER:
-        raise UserError(f"{key} is the name of a dataset of {standing['kind']}; set another regenerate.name.")
-    if standing["fingerprint"] != digests.of_value(made_of):
-        if replace:
-            return False
-        raise UserError(f"{key} was made of something else. Set a new regenerate.version, or pass --replace.")
-    for record in manifests.files_of(standing):
-        if problem := manifests.damage(layout, record):
-            logger.warning("%s: %s; writing it again from the store", key, problem)
-            return False
-    logger.info("%s: nothing to do, it stands as asked", key)
-    return True
+    return Origin(
+        made_of,
+        section="regenerate",
+        kind=outputs.FOLDER,
+        others="rejected answers, tries, template or steps",
+        contents=contents_of(config.collect, layout) | contents_of_judges(config.filter, layout),
+        free=(*FREE_KEYS, "regenerate"),
+    )
 
 
 def _write(

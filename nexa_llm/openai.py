@@ -47,7 +47,7 @@ class OpenAi:
     """How one server is asked for answers of one model. The key never leaves the request's header."""
 
     def __init__(self, config: AskConfig, environment: Mapping[str, str] = os.environ):
-        given = config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+        given = _given_url(config, environment)
         url = urlsplit(given.rstrip("/"))
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(f"base_url is {public_url(given)!r}; it has to be like http://127.0.0.1:8000/v1")
@@ -190,6 +190,17 @@ class OpenAi:
             if (found := value.encode()) in body:
                 body = body.replace(found, f"[{name}]".encode())
         return body
+
+
+def digest_of_server(config: AskConfig, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What tells whether the same server is asked, where the settings as manifests have them do not; None where they do."""
+    asked = url_without_secrets(_given_url(config, environment).rstrip("/"))
+    told = DEFAULT_URL if config.base_url is None else public_url(config.base_url).rstrip("/")
+    return None if asked == told else digests.of_bytes(asked.encode())
+
+
+def _given_url(config: AskConfig, environment: Mapping[str, str]) -> str:
+    return config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
 
 
 def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:

@@ -33,7 +33,7 @@ from nexa_data.validation import validate
 from nexa_distill.collect_teacher import Collected, collect
 from nexa_distill.inputs import open_inputs
 from nexa_llm import reading
-from nexa_llm.ask import open_teacher, sampling_of
+from nexa_llm.ask import contents_of, open_teacher, sampling_of
 from nexa_llm.chat import ChatRequest
 from nexa_llm.store import Call, Store, store_path
 from tests.ranks import free_port
@@ -214,6 +214,33 @@ def test_a_dry_run_sends_nothing(lab: Path) -> None:
     assert (told["num_requests"], told["num_stored"]) == (NUM_PROMPTS, 0)
     assert real.manifest["cost_usd"] <= told["most_usd"]
     assert not list(lab.glob("runs/*"))
+
+
+def test_another_server_or_tokenizer_is_noticed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_inputs(lab, 3)
+    with simulator() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        own = "collect.base_url=null"
+        first = collected(lab, server.base_url, own)
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.base_url}/")
+        assert not collected(lab, server.base_url, own).is_new
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.base_url}?api-version=2")
+        with pytest.raises(UserError, match="was made with other content of its server"):
+            collected(lab, server.base_url, own)
+        again = collected(lab, server.base_url, own, replace=True)
+        assert again.asked.num_bought == 3
+        versions = [
+            collected(lab, f"{server.base_url}?api-version={n}", destination="by_url_v1", replace=True) for n in (1, 2)
+        ]
+        assert [each.asked.num_bought for each in versions] == [3, 0]  # the second's are those of the environment's
+    assert len({each.manifest["fingerprint"] for each in (first, again, *versions)}) == 4
+    config = load_config(settings(lab, "http://127.0.0.1:9/v1"), DistillConfig).collect
+    (lab / "tokenizer.json").write_text("{}")
+    logprobs = config.model_copy(update={"tokenizer": str(lab / "tokenizer.json")})
+    before = contents_of(logprobs, Layout(lab))
+    (lab / "tokenizer.json").write_text("{ }")
+    assert contents_of(logprobs, Layout(lab)) != before
+    assert set(before) == {"tokenizer"}
 
 
 # Kills.
@@ -587,7 +614,7 @@ def test_recorded_answers_need_no_server(lab: Path) -> None:
     assert [row["completion"] for row in rows_of(done)] == [str(n * n) for n in range(NUM_PROMPTS)]
     assert done.manifest["cost_usd"] == 0
     (lab / "answers.jsonl").write_text("\n".join(lines).replace('"answer": "0"', '"answer": "none"'))
-    with pytest.raises(UserError, match="was collected with other content of its teacher"):
+    with pytest.raises(UserError, match="was made with other content of its teacher"):
         collect(load_config(config, DistillConfig), Layout(lab))
     again = collect(load_config(config, DistillConfig), Layout(lab), replace=True)
     assert rows_of(again)[0]["completion"] == "none"

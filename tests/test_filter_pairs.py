@@ -164,7 +164,7 @@ def test_another_kind_of_dataset_is_never_replaced(tmp_path: Path) -> None:
     manifest.parent.mkdir(parents=True)
     standing = {"format": "nexa.dataset/1", "name": "teacher_inputs", "version": "v1", "kind": "teacher_inputs"}
     manifest.write_text(json.dumps(standing))
-    with pytest.raises(UserError, match=r"another with filter\.name"):
+    with pytest.raises(UserError, match=r"set another filter\.name"):
         filter_pairs(config, Layout(tmp_path), replace=True)
     assert json.loads(manifest.read_text()) == standing
 
@@ -180,6 +180,22 @@ def test_another_function_of_the_users_own_is_noticed(tmp_path: Path, monkeypatc
     code_of.cache_clear()
     with pytest.raises(UserError, match="functions of yours"):
         filtered(tmp_path, steps)
+
+
+def test_a_judge_of_other_content_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_outputs(tmp_path, [row(str(n), f"Answer {n}.") for n in range(3)])
+    template = tmp_path / "template.txt"
+    template.write_text("{prompt}{completion}")
+    said = tmp_path / "scores.jsonl"
+    lines = [json.dumps({"prompt": f"Question {n}?Answer {n}.", "completion": "Score: 9"}) for n in range(3)]
+    said.write_text("\n".join(lines))
+    steps = [{"name": "judge", "ask": {"teacher": f"recorded:{said}"}, "template": str(template)}]
+    assert filtered(tmp_path, steps).manifest["filtered"]["rows"] == 3
+    assert not filtered(tmp_path, steps).is_new
+    said.write_text("\n".join([*lines[1:], lines[0].replace("9", "1")]))
+    with pytest.raises(UserError, match="was made with other content of its judge's teacher"):
+        filtered(tmp_path, steps)
+    assert filtered(tmp_path, steps, replace=True).manifest["filtered"]["rows"] == 2
 
 
 # The price.

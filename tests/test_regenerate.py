@@ -73,7 +73,7 @@ def test_the_teacher_is_told_why_and_only_so_often(tmp_path: Path) -> None:
         both = filter_again(config, layout, made.place)
         assert (both.manifest["version"], both.manifest["filtered"]["rows"]) == ("v2", 3)
         assert [each["dataset"] for each in both.manifest["parents"]] == ["teacher_outputs_v1", "regenerated_v1"]
-        with pytest.raises(UserError, match="made of something else"):
+        with pytest.raises(UserError, match="was made with other system_prompt"):
             regenerate(configured(tmp_path, server, SHORT, system_prompt="Be long."), layout)
         with pytest.raises(UserError, match="holds the answers that were rejected"):
             regenerate(config, layout, destination="teacher_outputs_v1", replace=True)
