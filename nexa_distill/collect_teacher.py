@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nexa_core import digests, durable
@@ -18,18 +19,22 @@ from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
 from nexa_distill.standing import Made, Origin, still_stands
+from nexa_llm import batches
 from nexa_llm.ask import Asked, ask, contents_of, open_teacher, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
-from nexa_llm.estimate import Estimate, estimate, known_keys
+from nexa_llm.estimate import Estimate, estimate
+from nexa_llm.openai import OpenAi
 from nexa_llm.prices import as_usd
+from nexa_llm.recorded import Recorded
 from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
 FEWEST_JUDGED = 50
 """Answers before a share of them is held against a limit."""
-ESTIMATED_FROM = 500
+LOOKED_UP = 20_000
+"""Requests, about, that are looked up in the store for an estimate: all of them, or a sample."""
 NUM_SHOWN = 3
 ROWS_BETWEEN_UPDATES = 100
 FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", "name", "version")
@@ -161,23 +166,34 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    teacher = open_teacher(settings, layout)
-    num_requests, prompt_bytes = inputs.num_rows * settings.samples, 0
-    keys: list[str] = []
-    stride = max(1, inputs.num_rows // ESTIMATED_FROM)
+    key_of = _key_of(open_teacher(settings, layout))
+    num_requests, prompt_bytes = 0, 0
+    looked_up: dict[str, int] = {}
+    stride = max(1, inputs.num_rows * settings.samples // LOOKED_UP)
     for number, prompt in enumerate(inputs):
-        if number % stride == 0 and len(keys) < ESTIMATED_FROM:
-            request = next(_requests([prompt], settings))
-            prompt_bytes += most_prompt_tokens(request)
-            keys.append(teacher.key(request) if hasattr(teacher, "key") else "")
+        for request in _requests([prompt], settings):
+            key = key_of(request) if number % stride == 0 else None
+            if key in looked_up:  # an equal one is paid for once
+                continue
+            num_requests += 1
+            prompt_bytes += (size := most_prompt_tokens(request))
+            if key is not None:
+                looked_up[key] = size
     return estimate(
         settings,
         num_requests=num_requests,
-        share_stored=known_keys(store_path(layout), keys) / max(1, len(keys)),
-        prompt_bytes=round(prompt_bytes / max(1, len(keys)) * num_requests),
+        prompt_bytes=prompt_bytes,
+        looked_up=looked_up,
         price=price_of(settings, has_budget=settings.max_cost_usd is not None),
         store=store_path(layout),
     )
+
+
+def _key_of(teacher: Any) -> Callable[[ChatRequest], str | None]:
+    """What the store knows the answer to a request by; None of answers that are not kept there."""
+    if isinstance(teacher, OpenAi):
+        return teacher.key
+    return (lambda request: None) if isinstance(teacher, Recorded) else partial(batches.key_of, teacher)
 
 
 def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:

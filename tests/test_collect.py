@@ -30,7 +30,8 @@ from nexa_core.paths import Layout
 from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import find_dataset
 from nexa_data.validation import validate
-from nexa_distill.collect_teacher import Collected, collect
+from nexa_distill import collect_teacher
+from nexa_distill.collect_teacher import Collected, collect, estimate_collection
 from nexa_distill.inputs import open_inputs
 from nexa_llm import reading
 from nexa_llm.ask import contents_of, open_teacher, sampling_of
@@ -241,6 +242,34 @@ def test_another_server_or_tokenizer_is_noticed(lab: Path, monkeypatch: pytest.M
     (lab / "tokenizer.json").write_text("{ }")
     assert contents_of(logprobs, Layout(lab)) != before
     assert set(before) == {"tokenizer"}
+
+
+def test_at_most_is_a_bound_of_all_prompts_and_says_what_it_takes_for_granted(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["Short?"] * 2 + [f"{n}: " + "word " * (4000 if n == 37 else n) for n in range(100)]  # a sample misses it
+    rows = {"row_id": [str(n) for n in range(len(prompts))], "prompt": prompts}
+    parquet.write_table(pyarrow.table(rows), lab / "inputs.parquet")
+    prices = {"m": {"prompt_usd_per_million": 100.0, "completion_usd_per_million": 0.0}}
+    with simulator("--prompt-usd-per-million", "100", "--completion-usd-per-million", "0") as server:
+        config = load_config(settings(lab, server.base_url, prices=prices), DistillConfig)
+        before = estimate_collection(config, Layout(lab))
+        monkeypatch.setattr(collect_teacher, "LOOKED_UP", 10)
+        sampled = estimate_collection(config, Layout(lab))
+        monkeypatch.undo()
+        spent = server.bill()
+        assert spent["picousd"] == 0
+        collected(lab, server.base_url, given={"prices": prices})
+        usd = float(server.bill()["usd"])
+        after = estimate_collection(config, Layout(lab))
+    assert (before.num_requests, before.num_stored, before.is_sampled) == (101, 0, False)  # equal ones are asked once
+    assert before.most_usd is not None
+    assert sampled.most_usd is not None
+    assert usd <= before.most_usd <= sampled.most_usd
+    assert sampled.is_sampled
+    assert "(by a sample)" in sampled.as_text()
+    assert "at most if every call is answered at its first try" in before.as_text()
+    assert (after.num_stored, after.most_usd) == (101, 0)
 
 
 # Kills.
