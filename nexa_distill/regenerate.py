@@ -13,6 +13,7 @@ import xxhash
 
 from nexa_core import digests, durable
 from nexa_core.config.distill import DistillConfig
+from nexa_core.config.distill_filter import RegenerateConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
@@ -33,7 +34,7 @@ from nexa_llm.chat import Answer, ChatRequest, Message
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = "regenerate@1.txt"
+BUILT_IN, BUILT_IN_ONE = "regenerate@1.txt", "regenerate_in_one@1.txt"
 PROMPTS_AT_ONCE = 1024
 BATCH_ROWS = 512
 MAKE = "python -m nexa_distill.filter_pairs"
@@ -89,7 +90,7 @@ def regenerate(
     place = place_of(layout, destination or config.regenerate.key, outputs.FOLDER)
     if place.key in [Path(each).stem for each in filtered.outputs]:
         raise UserError(f"{place.key} holds the answers that were rejected; give the new ones another name or version.")
-    template = read_template(config.regenerate.template, BUILT_IN, layout, fields=("{reason}",))
+    template = _template_of(config.regenerate, layout)
     origin = _origin(config, layout, filtered, template)
     standing = manifests.read_manifest(place.manifest_path)
     if standing is not None and still_stands(standing, origin, layout, replace=replace):
@@ -110,6 +111,11 @@ def regenerate(
     )
     durable.write_json(place.manifest_path, manifest)
     return Collected(place, manifest, is_new=True, asked=asked)
+
+
+def _template_of(settings: RegenerateConfig, layout: Layout) -> str:
+    built_in, fields = (BUILT_IN_ONE, ("{prompt}", "{reason}")) if settings.one_message else (BUILT_IN, ("{reason}",))
+    return read_template(settings.template, built_in, layout, fields=fields)
 
 
 def filter_again(
@@ -156,6 +162,7 @@ def _origin(config: DistillConfig, layout: Layout, filtered: _FilteredBefore, te
         "config": deciding(config.collect),
         "max_tries": config.regenerate.max_tries,
         "template": template,
+        "one_message": config.regenerate.one_message,
         "filter": [config.filter.keep_truncated, [step.resolved() for step in config.filter.steps]],
         **named_by(config.filter, layout),
     }
@@ -235,7 +242,8 @@ def _try_again(
     sampling, limit = sampling_of(collect), collect.max_cost_usd
     num_samples = collect.samples if any(step.name == "agreement" for step in config.filter.steps) else 1
     for number in range(1, config.regenerate.max_tries + 1):
-        conversations = [_conversation(each, template, collect.system_prompt) for each in left]
+        begin = _message if config.regenerate.one_message else _conversation
+        conversations = [begin(each, template, collect.system_prompt) for each in left]
         requests = (ChatRequest(said, sampling, index) for said in conversations for index in range(num_samples))
         answers = list(ask(requests, collect, layout, purpose=purpose, max_cost_usd=limit, asked=asked))
         pairs = [
@@ -275,8 +283,7 @@ def _why_none(samples: Sequence[Sifted]) -> str | None:
 
 def _conversation(pending: Pending, template: str, system_prompt: str | None) -> tuple[Message, ...]:
     """What was said so far, the rejected answer, and why it was rejected; after a failed call only what was said so far."""
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    said = pending.conversation or (*system, {"role": "user", "content": pending.pair.prompt})
+    said = pending.conversation or (*_system(system_prompt), {"role": "user", "content": pending.pair.prompt})
     if pending.pair.row["status"] == "failed":
         return said
     told = template.replace("{reason}", pending.reason)
@@ -287,6 +294,20 @@ def _conversation(pending: Pending, template: str, system_prompt: str | None) ->
         {"role": "assistant", "content": pending.pair.completion},
         {"role": "user", "content": told},
     )
+
+
+def _message(pending: Pending, template: str, system_prompt: str | None) -> tuple[Message, ...]:
+    """The prompt, the newest answer and why it was rejected in one message; after a failed call the same message again."""
+    said = pending.conversation or (*_system(system_prompt), {"role": "user", "content": pending.pair.prompt})
+    if pending.pair.row["status"] == "failed":
+        return said
+    filled = {"{prompt}": pending.pair.prompt, "{completion}": pending.pair.completion, "{reason}": pending.reason}
+    text = "".join(filled.get(part, part) for part in re.split(r"(\{prompt\}|\{completion\}|\{reason\})", template))
+    return (*_system(system_prompt), {"role": "user", "content": text})
+
+
+def _system(system_prompt: str | None) -> tuple[Message, ...]:
+    return () if system_prompt is None else ({"role": "system", "content": system_prompt},)
 
 
 def _answered(pair: Pair, answer: Answer, said: tuple[Message, ...], sample_index: int) -> Pair:
