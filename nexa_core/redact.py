@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+SECRET_IN_QUERY = re.compile(
+    rf"{SECRET_NAME.pattern}|(^|[-_.])(sig|signature|code|auth|authorization|pass|pwd|jwt|session|sid)($|[-_.])",
+    re.IGNORECASE,
+)
+"""Names behind a `?` whose values are secret, as Azure's `code` and `sig`, or `X-Amz-Signature`."""
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@:\s]*:([^/@\s]+)@")
 SHORTEST_SECRET = 8  # shorter values are words that stand in ordinary text as well
 
@@ -27,6 +32,16 @@ def redact(text: str, secrets: Secrets | None = None) -> str:
     for value, name in known_secrets() if secrets is None else secrets:
         text = text.replace(value, f"[{name}]")
     return text
+
+
+def url_without_secrets(url: str) -> str:
+    """A URL without its user and password, and without those values behind its `?` that are secret by their names.
+
+    For a digest, not to be shown: a value of another name is a part of what is asked, and might still be secret.
+    """
+    parts = urlsplit(url)
+    query = [(name, "..." if SECRET_IN_QUERY.search(name) else value) for name, value in parse_qsl(parts.query)]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, urlencode(query), ""))
 
 
 def public_url(url: str) -> str:

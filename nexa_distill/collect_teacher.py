@@ -2,33 +2,39 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nexa_core import digests, durable
 from nexa_core.config.ask import Price
 from nexa_core.config.distill import CollectConfig, DistillConfig
-from nexa_core.errors import GateError, UserError
+from nexa_core.errors import GateError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
 from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
-from nexa_llm.ask import Asked, ask, digest_of, open_teacher, price_of, sampling_of
+from nexa_distill.standing import Made, Origin, still_stands
+from nexa_llm import batches
+from nexa_llm.ask import Asked, ask, contents_of, open_teacher, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
-from nexa_llm.estimate import Estimate, estimate, known_keys
+from nexa_llm.estimate import Estimate, estimate
+from nexa_llm.openai import OpenAi
 from nexa_llm.prices import as_usd
+from nexa_llm.recorded import Recorded
 from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
 FEWEST_JUDGED = 50
 """Answers before a share of them is held against a limit."""
-ESTIMATED_FROM = 500
+LOOKED_UP = 20_000
+"""Requests, about, that are looked up in the store for an estimate: all of them, or a sample."""
 NUM_SHOWN = 3
 ROWS_BETWEEN_UPDATES = 100
 FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", "name", "version")
@@ -36,16 +42,10 @@ FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", 
 
 
 @dataclass(frozen=True)
-class Collected:
-    """A dataset of answers that stands; `is_new` says whether this call made it."""
+class Collected(Made):
+    """A teacher's answers."""
 
-    place: Place
-    manifest: Mapping[str, Any]
-    is_new: bool
     asked: Asked
-
-    def as_json(self) -> dict[str, Any]:
-        return dict(self.manifest)
 
     def _asked_text(self) -> str:
         if not self.is_new:
@@ -91,9 +91,9 @@ def collect(
     settings = config.collect
     inputs = open_inputs(config, layout)
     place = place_of(layout, destination or settings.key, FOLDER)
-    made_of = _made_of(settings, inputs)
-    standing, teacher = manifests.read_manifest(place.manifest_path), digest_of(settings, layout)
-    if standing is not None and _still_stands(standing, made_of, teacher, layout, replace=replace):
+    origin, standing = _origin(settings, inputs, layout), manifests.read_manifest(place.manifest_path)
+    has_gaps = standing is not None and replace and standing.get("statuses", {}).get("failed")
+    if standing is not None and not has_gaps and still_stands(standing, origin, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     price = price_of(settings, has_budget=settings.max_cost_usd is not None)
     asked, began = Asked(), time.monotonic()
@@ -107,8 +107,7 @@ def collect(
         price=price,
         sources=[{"file": layout.relative(inputs.path), "sha256": inputs.sha256, "rows": inputs.num_rows}],
         parents=[_parent(layout, inputs)],
-        fingerprint=digests.of_value(made_of),
-        teacher_sha256=teacher,
+        origin=origin,
     )
     durable.write_json(place.manifest_path, manifest)
     logger.info("%s: %s answers, %.1f s", place.key, f"{tally.num_rows:,}", time.monotonic() - began)
@@ -125,8 +124,7 @@ def describe(
     price: Price | None,
     sources: list[dict[str, Any]],
     parents: list[dict[str, Any]],
-    fingerprint: str,
-    teacher_sha256: str | None = None,
+    origin: Origin,
 ) -> dict[str, Any]:
     """The manifest of a teacher's answers whose file has its name."""
     return {
@@ -155,8 +153,8 @@ def describe(
             "num_calls": asked.total.num_calls,
         },
         "code": digests.of_code(),
-        "teacher_sha256": teacher_sha256,
-        "fingerprint": fingerprint,
+        "contents": origin.contents,
+        "fingerprint": origin.fingerprint,
     }
 
 
@@ -168,23 +166,34 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    teacher = open_teacher(settings, layout)
-    num_requests, prompt_bytes = inputs.num_rows * settings.samples, 0
-    keys: list[str] = []
-    stride = max(1, inputs.num_rows // ESTIMATED_FROM)
+    key_of = _key_of(open_teacher(settings, layout))
+    num_requests, prompt_bytes = 0, 0
+    looked_up: dict[str, int] = {}
+    stride = max(1, inputs.num_rows * settings.samples // LOOKED_UP)
     for number, prompt in enumerate(inputs):
-        if number % stride == 0 and len(keys) < ESTIMATED_FROM:
-            request = next(_requests([prompt], settings))
-            prompt_bytes += most_prompt_tokens(request)
-            keys.append(teacher.key(request) if hasattr(teacher, "key") else "")
+        for request in _requests([prompt], settings):
+            key = key_of(request) if number % stride == 0 else None
+            if key in looked_up:  # an equal one is paid for once
+                continue
+            num_requests += 1
+            prompt_bytes += (size := most_prompt_tokens(request))
+            if key is not None:
+                looked_up[key] = size
     return estimate(
         settings,
         num_requests=num_requests,
-        share_stored=known_keys(store_path(layout), keys) / max(1, len(keys)),
-        prompt_bytes=round(prompt_bytes / max(1, len(keys)) * num_requests),
+        prompt_bytes=prompt_bytes,
+        looked_up=looked_up,
         price=price_of(settings, has_budget=settings.max_cost_usd is not None),
         store=store_path(layout),
     )
+
+
+def _key_of(teacher: Any) -> Callable[[ChatRequest], str | None]:
+    """What the store knows the answer to a request by; None of answers that are not kept there."""
+    if isinstance(teacher, OpenAi):
+        return teacher.key
+    return (lambda request: None) if isinstance(teacher, Recorded) else partial(batches.key_of, teacher)
 
 
 def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:
@@ -267,9 +276,15 @@ def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) ->
         )
 
 
-def _made_of(settings: CollectConfig, inputs: Inputs) -> dict[str, Any]:
-    """Everything that decides which answers these are."""
-    return {"inputs": inputs.sha256, "num_rows": inputs.num_rows, "config": deciding(settings)}
+def _origin(settings: CollectConfig, inputs: Inputs, layout: Layout) -> Origin:
+    return Origin(
+        {"inputs": inputs.sha256, "num_rows": inputs.num_rows, "config": deciding(settings)},
+        section="collect",
+        kind=FOLDER,
+        others="inputs",
+        contents=contents_of(settings, layout),
+        free=FREE_KEYS,
+    )
 
 
 def deciding(settings: CollectConfig) -> dict[str, Any]:
@@ -278,31 +293,6 @@ def deciding(settings: CollectConfig) -> dict[str, Any]:
     if settings.engine == "transformers":  # so that answers are what they were before there was another
         del found["engine"]
     return found
-
-
-def _still_stands(
-    standing: manifests.Manifest, made_of: dict[str, Any], teacher: str | None, layout: Layout, *, replace: bool
-) -> bool:
-    key = f"{standing['name']}_{standing['version']}"
-    is_other_teacher = standing.get("teacher_sha256") not in (None, teacher)
-    if standing["fingerprint"] != digests.of_value(made_of) or is_other_teacher:
-        if replace:
-            return False
-        then = {name: value for name, value in standing["config"].items() if name not in (*FREE_KEYS, "output")}
-        changed = ["content of its teacher"] if is_other_teacher else []
-        changed += [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
-        raise UserError(
-            f"{key} was collected with other {' and '.join(changed) or 'inputs'}. A version never changes: set a new "
-            "collect.version, or pass --replace. Answers to equal requests are not paid again."
-        )
-    if replace and standing["statuses"]["failed"]:
-        return False
-    for record in manifests.files_of(standing):
-        if problem := manifests.damage(layout, record):
-            logger.warning("%s: %s; writing it again from the store", key, problem)
-            return False
-    logger.info("%s: nothing to do, it stands as asked", key)
-    return True
 
 
 def _parent(layout: Layout, inputs: Inputs) -> dict[str, Any]:

@@ -30,25 +30,21 @@ from nexa_distill.pair_tables import PairTables
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
 from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, open_answers, read_pairs
-from nexa_llm.prices import as_usd
+from nexa_distill.standing import FREE_KEYS, Made, Origin, still_stands
+from nexa_llm.ask import contents_of
+from nexa_llm.prices import PICOUSD, as_usd
+from nexa_llm.spent import Spent
+from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "sft_datasets"
-FREE_KEYS = ("name", "version")
 MAKE = "python -m nexa_distill.collect_teacher"
 
 
 @dataclass(frozen=True)
-class Filtered:
-    """A dataset of good pairs that stands; `is_new` says whether this call made it."""
-
-    manifest_path: Path
-    manifest: Mapping[str, Any]
-    is_new: bool
-
-    def as_json(self) -> dict[str, Any]:
-        return dict(self.manifest)
+class Filtered(Made):
+    """Good pairs."""
 
     def as_text(self, layout: Layout) -> str:
         rows = {split: record["rows"] for split, record in self.manifest["splits"].items()}
@@ -58,11 +54,18 @@ class Filtered:
             f"{self.manifest['name']}_{self.manifest['version']}: {sum(rows.values()):,} pairs kept ({shown}), "
             f"{self.manifest['rejected']['rows']:,} rejected{'' if self.is_new else ', unchanged'}",
             funnel_text(self.manifest["steps"]),
-            "price per kept pair: " + ("not known" if price is None else f"${price:.8f}"),
+            "price per kept pair: "
+            + ("not known" if price is None else f"${price:.8f}{_paid_text(self.manifest['paid'])}"),
             f"kept {self.manifest['filtered']['path']}; rejected {self.manifest['rejected']['path']}",
-            f"to train on {self.manifest['splits']['train']['path']}; manifest {layout.relative(self.manifest_path)}",
+            f"to train on {self.manifest['splits']['train']['path']}; manifest {layout.relative(self.place.manifest_path)}",
         ]
         return "\n".join(lines)
+
+
+def _paid_text(paid: Mapping[str, float]) -> str:
+    unknown = f", ${paid['unknown_usd']:.6f} of it perhaps" * bool(paid["unknown_usd"])
+    lost = f", ${paid['lost_usd']:.6f} of it for calls that brought no answer{unknown}" * bool(paid["lost_usd"])
+    return f" (paid in all: ${paid['usd']:.6f}{lost})"
 
 
 def filter_pairs(
@@ -89,18 +92,13 @@ def filter_pairs(
         raise UserError(
             f"{places.key} is the name of the answers; give the pairs another with filter.name, or with --dst."
         )
-    made_of = _made_of(settings, layout, sources)
-    standing = manifests.read_manifest(places.manifest)
-    if standing is not None and standing["kind"] != "pairs":
-        raise UserError(
-            f"{places.key} is the name of a dataset of {standing['kind']}; give the pairs another with filter.name."
-        )
-    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
-        return Filtered(places.manifest, standing, is_new=False)
+    origin, standing = _origin(settings, layout, sources), manifests.read_manifest(places.manifest)
+    if standing is not None and still_stands(standing, origin, layout, replace=replace):
+        return Filtered(places.place, standing, is_new=False)
     began = time.monotonic()
-    manifest = _make(settings, layout, sources, places, made_of)
+    manifest = _make(settings, layout, sources, places, origin)
     logger.info("%s: %.1f s", places.key, time.monotonic() - began)
-    return Filtered(places.manifest, manifest, is_new=True)
+    return Filtered(places.place, manifest, is_new=True)
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,26 @@ class Places:
 
 
 def _make(
-    settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, made_of: dict[str, Any]
+    settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, origin: Origin
 ) -> dict[str, Any]:
-    sieve, cost = Sieve(settings, layout, purpose=f"judge of {places.key}"), Cost()
+    judging = f"judge of {places.key}"
+    purposes = [judging, *(each for source in sources for each in (source.key, f"judge of {source.key}"))]
+    with Spent(store_path(layout), purposes) as spent:
+        sieve, cost = Sieve(settings, layout, purpose=judging, spent=spent), Cost(spent)
+        tables = _sift(settings, layout, sources, places, sieve=sieve, cost=cost)
+        manifest = _manifest(settings, layout, sources, places, origin, sieve=sieve, tables=tables, cost=cost)
+    durable.write_json(places.manifest, manifest)
+    return manifest
+
+
+def _sift(
+    settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, *, sieve: Sieve, cost: "Cost"
+) -> PairTables:
+    """What is kept and what is not, once the files have their names.
+
+    Raises:
+        GateError: no pair is kept; of all files only that of the rejected got its name.
+    """
     with ExitStack() as told, contextlib.suppress(_NothingKept), ExitStack() as stack:
         tables = PairTables(
             stack,
@@ -162,9 +177,7 @@ def _make(
             f"no pair is kept of {tables.num_read:,} answers ({reasons}). Each with its reason: "
             f"{layout.relative(places.beside('rejected'))}"
         )
-    manifest = _manifest(settings, layout, sources, places, made_of, sieve=sieve, tables=tables, cost=cost)
-    durable.write_json(places.manifest, manifest)
-    return manifest
+    return tables
 
 
 class _NothingKept(Exception):
@@ -172,20 +185,27 @@ class _NothingKept(Exception):
 
 
 class Cost:
-    """What the answers cost, added up without rounding."""
+    """What the answers cost, added up without rounding, and what was paid for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Spent) -> None:
+        self.spent = spent
         self._picousd: int | None = None
 
     def saw(self, pairs: Sequence[Pair]) -> None:
-        for pair in pairs:
-            if (usd := pair.row["cost_usd"]) is not None:
-                self._picousd = (self._picousd or 0) + round(usd * 1e12)
+        known = [(pair.row["request_sha256"], _picousd(pair.row["cost_usd"])) for pair in pairs]
+        self.spent.saw(known)
+        for _, picousd in known:
+            if picousd is not None:
+                self._picousd = (self._picousd or 0) + picousd
 
     @property
     def usd(self) -> float | None:
         """None where no answer says what it cost."""
         return None if self._picousd is None else as_usd(self._picousd)
+
+
+def _picousd(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * PICOUSD)
 
 
 def _num_rows(sources: Sequence[Place], at_most: int | None) -> int:
@@ -202,7 +222,7 @@ def _manifest(
     layout: Layout,
     sources: Sequence[Place],
     places: Places,
-    made_of: dict[str, Any],
+    origin: Origin,
     *,
     sieve: Sieve,
     tables: PairTables,
@@ -218,9 +238,9 @@ def _manifest(
         tokenizer = write_tokenizer(settings.tokenizer, layout, places.beside("tokenizers"), files, key=places.key)
     files_read = [
         {"file": layout.relative(source.path), "sha256": sha256}
-        for source, sha256 in zip(sources, made_of["files"], strict=False)  # behind the answers there are others
+        for source, sha256 in zip(sources, origin.made_of["files"], strict=False)  # behind the answers there are others
     ]
-    price = None if cost.usd is None else (cost.usd + sieve.judge_cost_usd) / tables.num_kept
+    paid = cost.spent.total()
     return {
         "format": manifests.FORMAT,
         "name": places.place.name,
@@ -242,9 +262,11 @@ def _manifest(
         "config": {**settings.resolved(), "output": {"name": FOLDER}},
         "cost_usd": cost.usd,
         "judge_cost_usd": sieve.judge_cost_usd,
-        "price_per_kept_pair_usd": price,
+        "paid": None if paid is None else paid.as_json(),
+        "price_per_kept_pair_usd": None if paid is None else as_usd(paid.picousd) / tables.num_kept,
         "code": digests.of_code(),
-        "fingerprint": digests.of_value(made_of),
+        "contents": origin.contents,
+        "fingerprint": origin.fingerprint,
     }
 
 
@@ -261,41 +283,44 @@ def _steps(sieve: Sieve, settings: FilterConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _made_of(settings: FilterConfig, layout: Layout, sources: Sequence[Place]) -> dict[str, Any]:
-    """Everything that decides the bytes."""
+def _origin(settings: FilterConfig, layout: Layout, sources: Sequence[Place]) -> Origin:
     deciding = {name: value for name, value in settings.resolved().items() if name not in FREE_KEYS}
     files = [source.path for source in sources]
     if isinstance(settings.tokenizer, LoadedTokenizer):
         files.append(layout.find(settings.tokenizer.path))
-    judges = [step for step in settings.steps if isinstance(step, JudgeCheck)]
-    own = [step.name.removeprefix(PREFIX) for step in settings.steps if isinstance(step, OwnCheck | CustomStep)]
-    return {
+    made_of = {
         "config": deciding,
         "files": [digests.of_file(path) if path.is_file() else None for path in files],
         "reviews": [digest_of_reviews(reviews_path(layout, source.key)) for source in sources] * settings.use_reviews,
+        **named_by(settings, layout),
+    }
+    return Origin(
+        made_of,
+        section="filter",
+        kind="pairs",
+        others="answers, reviews, templates or functions of yours",
+        contents=contents_of_judges(settings, layout),
+    )
+
+
+def named_by(settings: FilterConfig, layout: Layout) -> dict[str, list[str]]:
+    """Digests of the templates and of the user's own functions that steps name."""
+    judges = [step for step in settings.steps if isinstance(step, JudgeCheck)]
+    own = [step.name.removeprefix(PREFIX) for step in settings.steps if isinstance(step, OwnCheck | CustomStep)]
+    return {
         "templates": [digests.of_bytes(judge_template(judge, layout).encode()) for judge in judges],
         "own_code": [code_of(name) for name in own],
     }
 
 
-def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
-    key = f"{standing['name']}_{standing['version']}"
-    if standing["fingerprint"] != digests.of_value(made_of):
-        if replace:
-            return False
-        then = {name: value for name, value in standing["config"].items() if name not in (*FREE_KEYS, "output")}
-        changed = [name for name in made_of["config"] if then.get(name) != made_of["config"][name]]
-        shown = ", ".join(changed) or "other answers, reviews, templates or functions of yours"
-        raise UserError(
-            f"{key} was filtered from something else ({shown}). A version never changes: set a new "
-            "filter.version, or pass --replace."
-        )
-    for record in manifests.files_of(standing):
-        if problem := manifests.damage(layout, record):
-            logger.warning("%s: %s; making it again", key, problem)
-            return False
-    logger.info("%s: nothing to do, it stands as asked", key)
-    return True
+def contents_of_judges(settings: FilterConfig, layout: Layout) -> dict[str, str]:
+    """What the settings only name of those that judge."""
+    judges = [step for step in settings.steps if isinstance(step, JudgeCheck)]
+    return {
+        f"judge{number}'s {name}": digest
+        for number, judge in zip(("", *map(str, range(2, len(judges) + 1))), judges, strict=False)
+        for name, digest in contents_of(judge.ask, layout).items()
+    }
 
 
 def _parent(source: Place, file: dict[str, Any]) -> dict[str, Any]:

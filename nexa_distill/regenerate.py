@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -14,6 +13,7 @@ import xxhash
 
 from nexa_core import digests, durable
 from nexa_core.config.distill import DistillConfig
+from nexa_core.config.distill_filter import RegenerateConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
@@ -22,18 +22,19 @@ from nexa_data.seen import Seen
 from nexa_distill import outputs
 from nexa_distill.checks import Pair
 from nexa_distill.checks.judge import read_template
-from nexa_distill.collect_teacher import Collected, deciding, describe
-from nexa_distill.filter_pairs import Filtered, filter_pairs
+from nexa_distill.collect_teacher import FREE_KEYS, Collected, deciding, describe
+from nexa_distill.filter_pairs import Filtered, contents_of_judges, filter_pairs, named_by
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import OutputTable, Tally
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.sifting import DUPLICATES, STATUS, Sieve, Sifted
-from nexa_llm.ask import Asked, ask, price_of, sampling_of
+from nexa_distill.standing import Origin, still_stands
+from nexa_llm.ask import Asked, ask, contents_of, price_of, sampling_of
 from nexa_llm.chat import Answer, ChatRequest, Message
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = "regenerate@1.txt"
+BUILT_IN, BUILT_IN_ONE = "regenerate@1.txt", "regenerate_in_one@1.txt"
 PROMPTS_AT_ONCE = 1024
 BATCH_ROWS = 512
 MAKE = "python -m nexa_distill.filter_pairs"
@@ -89,14 +90,14 @@ def regenerate(
     place = place_of(layout, destination or config.regenerate.key, outputs.FOLDER)
     if place.key in [Path(each).stem for each in filtered.outputs]:
         raise UserError(f"{place.key} holds the answers that were rejected; give the new ones another name or version.")
-    template = read_template(config.regenerate.template, BUILT_IN, layout, fields=("{reason}",))
-    made_of = _made_of(config, filtered, template)
+    template = _template_of(config.regenerate, layout)
+    origin = _origin(config, layout, filtered, template)
     standing = manifests.read_manifest(place.manifest_path)
-    if standing is not None and _still_stands(standing, made_of, layout, replace=replace):
+    if standing is not None and still_stands(standing, origin, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     asked = Asked()
     tally = _write(config, layout, filtered, place, template, asked)
-    rejected, sha256 = layout.relative(filtered.rejected), made_of["rejected"]
+    rejected, sha256 = layout.relative(filtered.rejected), origin.made_of["rejected"]
     manifest = describe(
         layout,
         place,
@@ -106,10 +107,15 @@ def regenerate(
         price=price_of(collect, has_budget=collect.max_cost_usd is not None),
         sources=[{"file": rejected, "sha256": sha256}],
         parents=[{"dataset": filtered.key, "path": rejected, "sha256": sha256}],
-        fingerprint=digests.of_value(made_of),
+        origin=origin,
     )
     durable.write_json(place.manifest_path, manifest)
     return Collected(place, manifest, is_new=True, asked=asked)
+
+
+def _template_of(settings: RegenerateConfig, layout: Layout) -> str:
+    built_in, fields = (BUILT_IN_ONE, ("{prompt}", "{reason}")) if settings.one_message else (BUILT_IN, ("{reason}",))
+    return read_template(settings.template, built_in, layout, fields=fields)
 
 
 def filter_again(
@@ -148,30 +154,26 @@ def _filtered_of(config: DistillConfig, layout: Layout, source: str | None) -> _
     return _FilteredBefore(rejected.key, rejected.path, kept, tuple(each["file"] for each in manifest["sources"]))
 
 
-def _made_of(config: DistillConfig, filtered: _FilteredBefore, template: str) -> dict[str, Any]:
+def _origin(config: DistillConfig, layout: Layout, filtered: _FilteredBefore, template: str) -> Origin:
     """Everything that decides which requests are sent."""
-    return {
+    made_of = {
         "rejected": digests.of_file(filtered.rejected),
         "kept": None if filtered.kept is None else digests.of_file(filtered.kept),
-        "config": [deciding(config.collect), config.regenerate.max_tries, template],
+        "config": deciding(config.collect),
+        "max_tries": config.regenerate.max_tries,
+        "template": template,
+        "one_message": config.regenerate.one_message,
         "filter": [config.filter.keep_truncated, [step.resolved() for step in config.filter.steps]],
+        **named_by(config.filter, layout),
     }
-
-
-def _still_stands(standing: manifests.Manifest, made_of: dict[str, Any], layout: Layout, *, replace: bool) -> bool:
-    key = f"{standing['name']}_{standing['version']}"
-    if standing["kind"] != outputs.FOLDER:
-        raise UserError(f"{key} is the name of a dataset of {standing['kind']}; set another regenerate.name.")
-    if standing["fingerprint"] != digests.of_value(made_of):
-        if replace:
-            return False
-        raise UserError(f"{key} was made of something else. Set a new regenerate.version, or pass --replace.")
-    for record in manifests.files_of(standing):
-        if problem := manifests.damage(layout, record):
-            logger.warning("%s: %s; writing it again from the store", key, problem)
-            return False
-    logger.info("%s: nothing to do, it stands as asked", key)
-    return True
+    return Origin(
+        made_of,
+        section="regenerate",
+        kind=outputs.FOLDER,
+        others="rejected answers, tries, template or steps",
+        contents=contents_of(config.collect, layout) | contents_of_judges(config.filter, layout),
+        free=(*FREE_KEYS, "regenerate"),
+    )
 
 
 def _write(
@@ -240,7 +242,8 @@ def _try_again(
     sampling, limit = sampling_of(collect), collect.max_cost_usd
     num_samples = collect.samples if any(step.name == "agreement" for step in config.filter.steps) else 1
     for number in range(1, config.regenerate.max_tries + 1):
-        conversations = [_conversation(each, template, collect.system_prompt) for each in left]
+        begin = _message if config.regenerate.one_message else _conversation
+        conversations = [begin(each, template, collect.system_prompt) for each in left]
         requests = (ChatRequest(said, sampling, index) for said in conversations for index in range(num_samples))
         answers = list(ask(requests, collect, layout, purpose=purpose, max_cost_usd=limit, asked=asked))
         pairs = [
@@ -280,8 +283,7 @@ def _why_none(samples: Sequence[Sifted]) -> str | None:
 
 def _conversation(pending: Pending, template: str, system_prompt: str | None) -> tuple[Message, ...]:
     """What was said so far, the rejected answer, and why it was rejected; after a failed call only what was said so far."""
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    said = pending.conversation or (*system, {"role": "user", "content": pending.pair.prompt})
+    said = pending.conversation or (*_system(system_prompt), {"role": "user", "content": pending.pair.prompt})
     if pending.pair.row["status"] == "failed":
         return said
     told = template.replace("{reason}", pending.reason)
@@ -292,6 +294,20 @@ def _conversation(pending: Pending, template: str, system_prompt: str | None) ->
         {"role": "assistant", "content": pending.pair.completion},
         {"role": "user", "content": told},
     )
+
+
+def _message(pending: Pending, template: str, system_prompt: str | None) -> tuple[Message, ...]:
+    """The prompt, the newest answer and why it was rejected in one message; after a failed call the same message again."""
+    said = pending.conversation or (*_system(system_prompt), {"role": "user", "content": pending.pair.prompt})
+    if pending.pair.row["status"] == "failed":
+        return said
+    filled = {"{prompt}": pending.pair.prompt, "{completion}": pending.pair.completion, "{reason}": pending.reason}
+    text = "".join(filled.get(part, part) for part in re.split(r"(\{prompt\}|\{completion\}|\{reason\})", template))
+    return (*_system(system_prompt), {"role": "user", "content": text})
+
+
+def _system(system_prompt: str | None) -> tuple[Message, ...]:
+    return () if system_prompt is None else ({"role": "system", "content": system_prompt},)
 
 
 def _answered(pair: Pair, answer: Answer, said: tuple[Message, ...], sample_index: int) -> Pair:

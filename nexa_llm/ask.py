@@ -14,7 +14,7 @@ from nexa_llm.asking import Asking
 from nexa_llm.batches import answers_in_batches
 from nexa_llm.chat import Answer, ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
-from nexa_llm.openai import OpenAi
+from nexa_llm.openai import OpenAi, digest_of_server
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
 from nexa_llm.served import DECIDING, TOKENIZER, Served
@@ -102,6 +102,16 @@ def digest_of(config: AskConfig, layout: Layout) -> str | None:
     if path.is_dir():
         return digests.of_tree((each for each in path.iterdir() if each.suffix in DECIDING), path)
     return digests.of_file(path) if path.is_file() else None
+
+
+def contents_of(config: AskConfig, layout: Layout) -> dict[str, str]:
+    """Digests of what decides answers and what the settings only name, or leave to the environment."""
+    found = {"teacher": digest_of(config, layout)}
+    if config.provider == "openai":
+        found["server"] = digest_of_server(config)
+    if config.tokenizer is not None and (path := layout.absolute(config.tokenizer)).is_file():
+        found["tokenizer"] = digests.of_file(path)
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def sampling_of(config: AskConfig) -> Sampling:

@@ -35,7 +35,7 @@ def answers_in_batches(
     """The answer to each request, in order; those that are not stored yet are made, each batch on the disk before the next."""
     requests = iter(requests)
     while some := list(islice(requests, LOOKED_UP_AT_ONCE)):
-        keys = [_key(teacher, request) for request in some]
+        keys = [key_of(teacher, request) for request in some]
         stored = store.get(keys)
         missing = {key: request for key, request in zip(keys, some, strict=True) if key not in stored}
         for batch in _batches(list(missing.items()), teacher.batch_size):
@@ -57,7 +57,8 @@ def _batches(items: list[tuple[str, ChatRequest]], size: int) -> Iterator[list[t
     yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _key(teacher: BatchTeacher, request: ChatRequest) -> str:
+def key_of(teacher: BatchTeacher, request: ChatRequest) -> str:
+    """The digest of everything that determines the answer."""
     sampling = request.sampling
     about = {
         "model": teacher.digest,

@@ -2,13 +2,14 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nexa_core.config.ask import AskConfig, Price
 from nexa_llm.prices import PRICES_AS_OF, as_usd
+from nexa_llm.store import KEYS_A_QUESTION
 
 BYTES_A_TOKEN = 4
 """Of English text in usual vocabularies; other languages and code take fewer bytes a token."""
@@ -25,12 +26,17 @@ class Past:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of requests before they are sent. `expected_*` is a guess, `most_usd` is not exceeded."""
+    """What is known of requests before they are sent. `expected_*` is a guess.
+
+    `most_usd` is not exceeded where each request is answered at its first try; a call that is lost and repeated may cost again.
+    """
 
     teacher: str
     num_requests: int
     num_stored: int
-    """Found in the store, by a sample; they cost nothing."""
+    """Found in the store; they cost nothing."""
+    is_sampled: bool
+    """Whether `num_stored` is told from a sample; then `most_usd` is what all requests may cost."""
     prompt_tokens: int
     expected_completion_tokens: int
     expected_usd: float | None
@@ -50,8 +56,10 @@ class Estimate:
         cost = (
             "its price is not known"
             if self.expected_usd is None
-            else f"${self.expected_usd:.4f} expected, ${self.most_usd:.4f} at most"
+            else f"${self.expected_usd:.4f} expected, ${self.most_usd:.4f} at most if every call is answered at its first try"
+            + " and none is stored" * self.is_sampled
         )
+        about = "about " if self.is_sampled else ""
         seconds = (
             "unknown until the first answers"
             if self.expected_seconds is None
@@ -60,35 +68,50 @@ class Estimate:
         return "\n".join(
             [
                 f"teacher   {self.teacher}",
-                f"requests  {self.num_requests:,}, of which about {self.num_stored:,} are answered in the store already",
+                f"requests  {self.num_requests:,}, of which {about}{self.num_stored:,} are answered in the store already"
+                + " (by a sample)" * self.is_sampled,
                 f"tokens    about {self.prompt_tokens:,} of prompts ({BYTES_A_TOKEN} bytes a token), "
                 f"{self.expected_completion_tokens:,} of answers ({seen})",
                 f"cost      {cost} (prices as of {PRICES_AS_OF} where the settings give none)",
                 f"time      {seconds}",
-                "nothing was sent",
+                "nothing was sent; a limit that holds whatever is lost is --max-cost-usd",
             ]
         )
 
 
 def estimate(
-    config: AskConfig, *, num_requests: int, share_stored: float, prompt_bytes: int, price: Price | None, store: Path
+    config: AskConfig,
+    *,
+    num_requests: int,
+    prompt_bytes: int,
+    looked_up: Mapping[str, int],
+    price: Price | None,
+    store: Path,
 ) -> Estimate:
     """What the requests that are not stored yet would take.
 
     Args:
-        share_stored: of the requests, by a sample.
-        prompt_bytes: of all requests.
+        num_requests: all of them, and `prompt_bytes` of them.
+        looked_up: the key of each request, or of some of them, with its bytes: what is stored is told from these; empty
+            where nothing is kept in the store.
     """
-    past = read_past(store, config.teacher)
-    num_new = num_requests - round(num_requests * share_stored)
-    prompt_tokens = round(prompt_bytes * (1 - share_stored) / BYTES_A_TOKEN)
+    past, stored = read_past(store, config.teacher), stored_keys(store, list(looked_up))
+    is_sampled = 0 < len(looked_up) < num_requests
+    if is_sampled:
+        share_new = 1 - len(stored) / max(1, len(looked_up))
+        num_new, new_bytes = round(num_requests * share_new), round(prompt_bytes * share_new)
+    else:
+        num_new, new_bytes = num_requests - len(stored), prompt_bytes - sum(looked_up[key] for key in stored)
+    most_new, most_bytes = (num_requests, prompt_bytes) if is_sampled else (num_new, new_bytes)
+    prompt_tokens = round(new_bytes / BYTES_A_TOKEN)
     each = config.sampling.max_tokens if past.completion_tokens is None else past.completion_tokens
     tokens = (prompt_tokens, round(num_new * each))
-    most = (round(prompt_bytes * (1 - share_stored)), num_new * config.sampling.max_tokens)
+    most = (most_bytes, most_new * config.sampling.max_tokens)
     return Estimate(
         teacher=config.teacher,
         num_requests=num_requests,
         num_stored=num_requests - num_new,
+        is_sampled=is_sampled,
         prompt_tokens=tokens[0],
         expected_completion_tokens=tokens[1],
         expected_usd=_cost(price, tokens),
@@ -98,13 +121,17 @@ def estimate(
     )
 
 
-def known_keys(store: Path, keys: Sequence[str]) -> int:
-    """How many of the keys are stored."""
-    if not keys or not store.exists():
-        return 0
-    marks = ",".join("?" * len(keys))
+def stored_keys(store: Path, keys: Sequence[str]) -> set[str]:
+    """Those of the keys whose answers are stored."""
+    found: set[str] = set()
+    if not store.exists():
+        return found
     with _reading(store) as db:
-        return int(db.execute(f"select count(*) from answers where key in ({marks})", keys).fetchone()[0])
+        for start in range(0, len(keys), KEYS_A_QUESTION):
+            some = keys[start : start + KEYS_A_QUESTION]
+            marks = ",".join("?" * len(some))
+            found |= {key for (key,) in db.execute(f"select key from answers where key in ({marks})", some)}
+    return found
 
 
 def read_past(store: Path, teacher: str) -> Past:

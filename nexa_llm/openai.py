@@ -1,6 +1,7 @@
 """The provider `openai`: any server that speaks OpenAI's chat completions protocol."""
 
 import asyncio
+import base64
 import email.utils
 import os
 import re
@@ -8,14 +9,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import orjson
 
 from nexa_core import digests
 from nexa_core.config.ask import AskConfig
 from nexa_core.errors import UserError
-from nexa_core.redact import SHORTEST_SECRET, Secrets, known_secrets, public_url
+from nexa_core.redact import SHORTEST_SECRET, Secrets, known_secrets, public_url, url_without_secrets
 from nexa_llm.chat import ChatRequest
 
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -46,14 +47,15 @@ class OpenAi:
     """How one server is asked for answers of one model. The key never leaves the request's header."""
 
     def __init__(self, config: AskConfig, environment: Mapping[str, str] = os.environ):
-        given = config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+        given = _given_url(config, environment)
         url = urlsplit(given.rstrip("/"))
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(f"base_url is {public_url(given)!r}; it has to be like http://127.0.0.1:8000/v1")
         self.name, self.model = config.teacher, config.model
         self._config, self._url = config, given.rstrip("/")
         self.public_url = public_url(self._url)
-        """Without user, password and values that follow a `?`; a part of what determines an answer."""
+        """Without user, password and values that follow a `?`: what is shown."""
+        self._asked_url = url_without_secrets(self._url)
         self._key = environment.get(config.api_key_variable)
         if self._key is None and url.hostname.endswith("openai.com"):
             raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
@@ -87,25 +89,22 @@ class OpenAi:
 
     def key(self, request: ChatRequest) -> str:
         """The digest of everything that determines the answer."""
-        about = {"url": self.public_url, "body": self.body(request), "sample": request.sample_index}
+        about = {"url": self._asked_url, "body": self.body(request), "sample": request.sample_index}
         return digests.of_bytes(orjson.dumps(about, option=orjson.OPT_SORT_KEYS))
 
     def session(self, most_connections: int) -> Any:
         """A pool of connections; for one event loop."""
         import aiohttp
 
-        parts = urlsplit(self._url)
         headers = {"Content-Type": "application/json"}
-        if self._key:
+        if (basic := _basic(self._url)) is not None:
+            headers["Authorization"] = f"Basic {basic}"
+        elif self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        auth = aiohttp.BasicAuth(parts.username, parts.password or "") if parts.username else None
-        if auth is not None:
-            headers.pop("Authorization", None)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=most_connections, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=self._config.pace.timeout_seconds, sock_connect=SECONDS_TO_CONNECT),
             headers=headers,
-            auth=auth,
             auto_decompress=True,
             skip_auto_headers=("User-Agent",),
         )
@@ -193,6 +192,17 @@ class OpenAi:
         return body
 
 
+def digest_of_server(config: AskConfig, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What tells whether the same server is asked, where the settings as manifests have them do not; None where they do."""
+    asked = url_without_secrets(_given_url(config, environment).rstrip("/"))
+    told = DEFAULT_URL if config.base_url is None else public_url(config.base_url).rstrip("/")
+    return None if asked == told else digests.of_bytes(asked.encode())
+
+
+def _given_url(config: AskConfig, environment: Mapping[str, str]) -> str:
+    return config.base_url or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+
+
 def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
     """Seconds to wait by `retry-after-ms` or `Retry-After`, which is a number or a date; None where neither says.
 
@@ -216,16 +226,28 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _basic(url: str) -> str | None:
+    """What the header of basic authentication says of a URL's user and password. Source: RFC 7617, with its UTF-8."""
+    parts = urlsplit(url)
+    if not parts.username:
+        return None
+    return base64.b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
+
+
 def _secrets(url: str, key: str | None, environment: Mapping[str, str]) -> Secrets:
     """Everything that must not be repeated, the longest first."""
     parts = urlsplit(url)
     in_url = [
-        (parts.username, "user"),
-        (parts.password, "password"),
+        *((parts.username, "user"), (unquote(parts.username or ""), "user")),
+        *((parts.password, "password"), (unquote(parts.password or ""), "password")),
         *((value, name) for name, value in parse_qsl(parts.query)),
+        *((value, name) for name, _, value in (each.partition("=") for each in parts.query.split("&"))),
     ]
+    if (basic := _basic(url)) is not None:
+        in_url += [(basic, "password"), (basic.rstrip("="), "password")]
     found = [*((value, name) for value, name in in_url if value), *([(key, "API_KEY")] if key else [])]
+    found += [(orjson.dumps(value).decode()[1:-1], name) for value, name in found]  # as a body of JSON repeats it
     # Shorter ones stand in answers as well, as a version in the URL or the key EMPTY do, and those are kept as they came.
     found = [(value, name) for value, name in found if len(value) >= SHORTEST_SECRET and not VERSION.fullmatch(value)]
     found += known_secrets(environment)
-    return tuple(sorted(set(found), key=lambda pair: -len(pair[0])))
+    return tuple(sorted(set(found), key=lambda pair: (-len(pair[0]), pair)))

@@ -11,6 +11,12 @@ from nexa_llm.logprobs import TokenIds
 
 STATUSES: Mapping[str, Status] = {"length": "truncated", "content_filter": "refused"}
 """Of finish reasons; every other is an answer."""
+FLAGGED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+"""Codes of an error that say that the prompt was not let through to the model, or the answer not out.
+
+Source: Azure OpenAI's content filter (HTTP 400, `error.code` and `error.innererror.code`); LiteLLM's proxy for the second.
+"""
+LONGEST_REASON = 300
 
 
 class Unusable(ValueError):
@@ -25,8 +31,10 @@ def parse_answer(raw: bytes, request_sha256: str, *, token_ids: TokenIds | None 
     """
     try:
         body = orjson.loads(raw)
+        if (why := _why_flagged(body)) is not None:
+            return Answer(status="refused", request_sha256=request_sha256, error=why, finish_reason="content_filter")
         choice = body["choices"][0]
-        message = choice["message"]
+        message = choice.get("message") or {} if choice.get("finish_reason") == "content_filter" else choice["message"]
         text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
@@ -45,6 +53,26 @@ def parse_answer(raw: bytes, request_sha256: str, *, token_ids: TokenIds | None 
         completion_tokens=_count(usage.get("completion_tokens")),
         logprobs=None if refusal else _logprobs(choice, token_ids),
     )
+
+
+def is_flagged(raw: bytes) -> bool:
+    """Whether an error body says that a filter of the server's stopped this one request: it is refused, now and later."""
+    try:
+        return _why_flagged(orjson.loads(raw)) is not None
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _why_flagged(body: Any) -> str | None:
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None
+    inner, metadata = error.get("innererror"), error.get("metadata")
+    codes = {str(error.get("code")), str(inner.get("code")) if isinstance(inner, dict) else ""}
+    # OpenRouter says it with HTTP 403, and what was flagged in `metadata`.
+    if codes.isdisjoint(FLAGGED) and not (isinstance(metadata, dict) and "flagged_input" in metadata):
+        return None
+    return " ".join(str(error.get("message") or "stopped by the server's content filter").split())[:LONGEST_REASON]
 
 
 def excerpt(raw: bytes) -> str:

@@ -50,6 +50,7 @@ class Served(OpenAi):
         self.folder, self._log = folder, log
         files = [path for path in folder.iterdir() if path.suffix in DECIDING]
         self.model, self.public_url = "teacher", f"{PROGRAM}:{digests.of_tree(files, folder)}"
+        self._asked_url = self.public_url
         self._process: subprocess.Popen[bytes] | None = None
         self._starting: asyncio.Task[None] | None = None
 

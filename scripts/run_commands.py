@@ -29,26 +29,13 @@ Where = Annotated[
 Limit = Annotated[int, typer.Option(help="How many at most, the newest; 0 for all.", min=0)]
 
 
-@app.callback(invoke_without_command=True)
-def runs(
-    context: typer.Context,
-    state: States = None,
-    experiment: Experiment = None,
-    since: Since = None,
-    where: Where = None,
-    limit: Limit = 20,
-    as_json: Json = False,
-) -> None:
-    """List the runs, or look at one, follow, stop, resume or pin it.
-
-    Example: nexa runs --state running
-    """
-    if context.invoked_subcommand is None:
-        list_runs(state, experiment, since, where, limit, as_json)
-
-
+@app.callback(
+    invoke_without_command=True,
+    help="List the runs, or look at one, follow, stop, resume or pin it.\n\nExample: nexa runs --state running",
+)
 @app.command(name="list")
 def list_runs(
+    context: typer.Context,
     state: States = None,
     experiment: Experiment = None,
     since: Since = None,
@@ -60,6 +47,8 @@ def list_runs(
 
     Example: nexa runs list --since 7d --where 'accuracy>0.9'
     """
+    if context.invoked_subcommand is not None:  # of the group, which lists only where no command is named
+        return
     from nexa_core.paths import Layout
     from nexa_ops.runs.table import Filters, list_rows, parse_since
 

@@ -68,7 +68,7 @@ def simulate_teacher(
         typer.Option(
             help="Shares of what goes wrong: rate_limit, rate_limit_date, server_error, bad_gateway, unavailable, unauthorized, "
             "echo_key, reset, reset_body, hang, truncated_json, malformed, empty_choices; and of how answers end: refusal, "
-            "content_filter, truncated.",
+            "content_filter, flagged, truncated.",
             metavar="NAME=SHARE,...",
         ),
     ] = "",

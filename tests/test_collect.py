@@ -1,6 +1,7 @@
 """Collecting a teacher's answers: each paid once, in order, within the budget, whatever happens."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,11 @@ from nexa_core.paths import Layout
 from nexa_data.data_analysis.query_data import DataQuery
 from nexa_data.datasets import find_dataset
 from nexa_data.validation import validate
-from nexa_distill.collect_teacher import Collected, collect
+from nexa_distill import collect_teacher
+from nexa_distill.collect_teacher import Collected, collect, estimate_collection
 from nexa_distill.inputs import open_inputs
-from nexa_llm import asking
-from nexa_llm.ask import open_teacher, sampling_of
+from nexa_llm import reading
+from nexa_llm.ask import contents_of, open_teacher, sampling_of
 from nexa_llm.chat import ChatRequest
 from nexa_llm.store import Call, Store, store_path
 from tests.ranks import free_port
@@ -214,6 +217,61 @@ def test_a_dry_run_sends_nothing(lab: Path) -> None:
     assert not list(lab.glob("runs/*"))
 
 
+def test_another_server_or_tokenizer_is_noticed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_inputs(lab, 3)
+    with simulator() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        own = "collect.base_url=null"
+        first = collected(lab, server.base_url, own)
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.base_url}/")
+        assert not collected(lab, server.base_url, own).is_new
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.base_url}?api-version=2")
+        with pytest.raises(UserError, match="was made with other content of its server"):
+            collected(lab, server.base_url, own)
+        again = collected(lab, server.base_url, own, replace=True)
+        assert again.asked.num_bought == 3
+        versions = [
+            collected(lab, f"{server.base_url}?api-version={n}", destination="by_url_v1", replace=True) for n in (1, 2)
+        ]
+        assert [each.asked.num_bought for each in versions] == [3, 0]  # the second's are those of the environment's
+    assert len({each.manifest["fingerprint"] for each in (first, again, *versions)}) == 4
+    config = load_config(settings(lab, "http://127.0.0.1:9/v1"), DistillConfig).collect
+    (lab / "tokenizer.json").write_text("{}")
+    logprobs = config.model_copy(update={"tokenizer": str(lab / "tokenizer.json")})
+    before = contents_of(logprobs, Layout(lab))
+    (lab / "tokenizer.json").write_text("{ }")
+    assert contents_of(logprobs, Layout(lab)) != before
+    assert set(before) == {"tokenizer"}
+
+
+def test_at_most_is_a_bound_of_all_prompts_and_says_what_it_takes_for_granted(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["Short?"] * 2 + [f"{n}: " + "word " * (4000 if n == 37 else n) for n in range(100)]  # a sample misses it
+    rows = {"row_id": [str(n) for n in range(len(prompts))], "prompt": prompts}
+    parquet.write_table(pyarrow.table(rows), lab / "inputs.parquet")
+    prices = {"m": {"prompt_usd_per_million": 100.0, "completion_usd_per_million": 0.0}}
+    with simulator("--prompt-usd-per-million", "100", "--completion-usd-per-million", "0") as server:
+        config = load_config(settings(lab, server.base_url, prices=prices), DistillConfig)
+        before = estimate_collection(config, Layout(lab))
+        monkeypatch.setattr(collect_teacher, "LOOKED_UP", 10)
+        sampled = estimate_collection(config, Layout(lab))
+        monkeypatch.undo()
+        spent = server.bill()
+        assert spent["picousd"] == 0
+        collected(lab, server.base_url, given={"prices": prices})
+        usd = float(server.bill()["usd"])
+        after = estimate_collection(config, Layout(lab))
+    assert (before.num_requests, before.num_stored, before.is_sampled) == (101, 0, False)  # equal ones are asked once
+    assert before.most_usd is not None
+    assert sampled.most_usd is not None
+    assert usd <= before.most_usd <= sampled.most_usd
+    assert sampled.is_sampled
+    assert "(by a sample)" in sampled.as_text()
+    assert "at most if every call is answered at its first try" in before.as_text()
+    assert (after.num_stored, after.most_usd) == (101, 0)
+
+
 # Kills.
 
 
@@ -331,6 +389,30 @@ def test_refusals_are_answers_and_too_many_failures_are_refused(lab: Path) -> No
         collected(lab, server.base_url, "collect.pace.max_tries=1", destination="other_v1")
 
 
+def test_a_prompt_that_a_content_filter_stops_is_refused_and_asked_once(lab: Path) -> None:
+    with simulator("--faults", "flagged=0.2") as server:
+        first = collected(lab, server.base_url)
+        again = collected(lab, server.base_url, destination="again_v1")
+        bill = server.bill()
+    statuses = first.manifest["statuses"]
+    assert 20 < statuses["refused"] < NUM_PROMPTS
+    assert statuses["refused"] + statuses["answered"] == NUM_PROMPTS
+    assert sum(bill["requests"].values()) == NUM_PROMPTS
+    assert again.place.path.read_bytes() == first.place.path.read_bytes()
+    assert first.manifest["ledger"]["picousd"] == bill["picousd"]  # such a server bills what it stops
+
+
+def test_where_no_bill_is_kept_a_stopped_prompt_may_have_been_billed(lab: Path) -> None:
+    write_inputs(lab, 3)
+    stopped = {"error": {"message": "The response was filtered.", "code": "content_filter", "status": 400}}
+    with answering([web.json_response(stopped, status=400)]) as (url, asked):
+        done = collected(lab, url, "collect.pace.concurrency=1")
+    assert len(asked) == 3
+    assert [row["status"] for row in rows_of(done)] == ["refused", "answered", "answered"]
+    assert rows_of(done)[0]["error"] == "The response was filtered."
+    assert done.manifest["ledger"]["unknown_picousd"] > 0
+
+
 @contextlib.contextmanager
 def answering(statuses: list[web.Response | float]) -> Iterator[tuple[str, list[float]]]:
     """A server that gives these responses, then answers; a number is a status. Yields its URL and when it was asked."""
@@ -412,7 +494,7 @@ def test_what_nobody_foresaw_stops_all_of_it(lab: Path, monkeypatch: pytest.Monk
     def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody foresaw it")
 
-    monkeypatch.setattr(asking, "parse_answer", break_down)
+    monkeypatch.setattr(reading, "parse_answer", break_down)
     with simulator() as server:
         with pytest.raises(ZeroDivisionError):
             collected(lab, server.base_url)
@@ -494,10 +576,13 @@ def test_a_server_that_is_not_there_ends_the_run_after_a_while(lab: Path) -> Non
 
 
 def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
-    secret, password = "sk-1234567890abcdefghij", "correct-horse-battery"
+    secret, password = "sk-1234567890abcdefghij", "correct horse/battery"
+    quoted = urllib.parse.quote(password, safe="")
+    basic = base64.b64encode(f"someone:{password}".encode()).decode()
+    hidden = (secret, password, quoted, basic.rstrip("="), "zyxwvutsrq")
     write_inputs(lab, 60)
     with simulator("--faults", "echo_key=0.3", *FAST_RETRY) as server:
-        url = server.base_url.replace("http://", f"http://someone:{password}@") + "?api_key=zyxwvutsrq"
+        url = server.base_url.replace("http://", f"http://someone:{quoted}@") + "?api_key=zyxwvutsrq"
         secrets_given = environment(lab, OPENAI_API_KEY=secret)
         for address in (url, server.base_url):
             config = settings(lab, address, max_failed_share=1.0)
@@ -506,12 +591,16 @@ def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
             )
             assert done.returncode == 0, done.stderr
             for text in (done.stdout, done.stderr):
-                assert all(value not in text for value in (secret, password, "zyxwvutsrq"))
+                assert all(value not in text for value in hidden)
     written = [path for path in lab.rglob("*") if path.is_file() and path.name != "distill.yaml"]
     assert len(written) >= 3
     for path in written:
         data = path.read_bytes()
-        assert all(value.encode() not in data for value in (secret, password, "zyxwvutsrq")), path
+        assert all(value.encode() not in data for value in hidden), path
+    with contextlib.closing(sqlite3.connect(store_path(Layout(lab)))) as db:
+        told = [detail for (detail,) in db.execute("select detail from calls where detail is not null")]
+    for header in ("Basic [password]", "Bearer [API_KEY]"):  # the server has repeated both
+        assert any(header in each for each in told), header
 
 
 # Log probabilities.
@@ -554,7 +643,7 @@ def test_recorded_answers_need_no_server(lab: Path) -> None:
     assert [row["completion"] for row in rows_of(done)] == [str(n * n) for n in range(NUM_PROMPTS)]
     assert done.manifest["cost_usd"] == 0
     (lab / "answers.jsonl").write_text("\n".join(lines).replace('"answer": "0"', '"answer": "none"'))
-    with pytest.raises(UserError, match="was collected with other content of its teacher"):
+    with pytest.raises(UserError, match="was made with other content of its teacher"):
         collect(load_config(config, DistillConfig), Layout(lab))
     again = collect(load_config(config, DistillConfig), Layout(lab), replace=True)
     assert rows_of(again)[0]["completion"] == "none"

@@ -11,15 +11,18 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 
+from nexa_core.config import DistillConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_data.datasets import find_dataset, open_dataset
 from nexa_data.quality.own import code_of
 from nexa_data.validation import validate
+from nexa_distill.collect_teacher import collect as collect_answers
 from nexa_distill.filter_pairs import filter_pairs
 from nexa_distill.reviews import reviews_path
-from tests.simulators import ROOT
+from tests.simulators import ROOT, simulator
 from tests.teacher_answers import filtered, read, reasons, row, settings, write_outputs
 
 
@@ -161,7 +164,7 @@ def test_another_kind_of_dataset_is_never_replaced(tmp_path: Path) -> None:
     manifest.parent.mkdir(parents=True)
     standing = {"format": "nexa.dataset/1", "name": "teacher_inputs", "version": "v1", "kind": "teacher_inputs"}
     manifest.write_text(json.dumps(standing))
-    with pytest.raises(UserError, match=r"another with filter\.name"):
+    with pytest.raises(UserError, match=r"set another filter\.name"):
         filter_pairs(config, Layout(tmp_path), replace=True)
     assert json.loads(manifest.read_text()) == standing
 
@@ -177,6 +180,66 @@ def test_another_function_of_the_users_own_is_noticed(tmp_path: Path, monkeypatc
     code_of.cache_clear()
     with pytest.raises(UserError, match="functions of yours"):
         filtered(tmp_path, steps)
+
+
+def test_a_judge_of_other_content_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_outputs(tmp_path, [row(str(n), f"Answer {n}.") for n in range(3)])
+    template = tmp_path / "template.txt"
+    template.write_text("{prompt}{completion}")
+    said = tmp_path / "scores.jsonl"
+    lines = [json.dumps({"prompt": f"Question {n}?Answer {n}.", "completion": "Score: 9"}) for n in range(3)]
+    said.write_text("\n".join(lines))
+    steps = [{"name": "judge", "ask": {"teacher": f"recorded:{said}"}, "template": str(template)}]
+    assert filtered(tmp_path, steps).manifest["filtered"]["rows"] == 3
+    assert not filtered(tmp_path, steps).is_new
+    said.write_text("\n".join([*lines[1:], lines[0].replace("9", "1")]))
+    with pytest.raises(UserError, match="was made with other content of its judge's teacher"):
+        filtered(tmp_path, steps)
+    assert filtered(tmp_path, steps, replace=True).manifest["filtered"]["rows"] == 2
+
+
+# The price.
+
+
+def test_the_price_of_a_pair_is_everything_that_was_paid(tmp_path: Path) -> None:
+    prices = {"m": {"prompt_usd_per_million": 0.15, "completion_usd_per_million": 0.6}}
+    asked = {"teacher": "openai:m", "prices": prices, "pace": {"timeout_seconds": 0.5, "max_tries": 2}}
+    collect = {**asked, "max_failed_share": 1.0, "sampling": {"max_tokens": 64}}
+    prompts = [f"What is {n} squared?" for n in range(40)]
+    inputs = {"row_id": [str(n) for n in range(50)], "prompt": [*prompts, *prompts[:10]]}  # some are equal
+    parquet.write_table(pyarrow.table(inputs), tmp_path / "inputs.parquet")
+    (tmp_path / "template.txt").write_text("{prompt}{completion}")
+    with simulator("--latency-spread", "0.5", latency_seconds=0.4) as server:  # what comes too late is billed as well
+        judge = {"name": "judge", "template": str(tmp_path / "template.txt"), "max_failed_share": 1.0}
+        judge["ask"] = {**asked, "base_url": server.base_url, "sampling": {"max_tokens": 32}}
+        config = {
+            "inputs": str(tmp_path / "inputs.parquet"),
+            "collect": {**collect, "base_url": server.base_url},
+            "filter": {"steps": [{**judge, "min_score": -1e9}], "keep_truncated": True},
+        }
+        path = reviews_path(Layout(tmp_path), "teacher_outputs_v1")
+        (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config))
+        loaded = load_config(tmp_path / "distill.yaml", DistillConfig)
+        done = collect_answers(loaded, Layout(tmp_path))
+        assert done.manifest["statuses"]["failed"] > 3
+        good = next(each for each in parquet.read_table(done.place.path).to_pylist() if each["completion"])
+        decision = {name: good[name] for name in ("row_id", "sample_index", "request_sha256")} | {"decision": "accept"}
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(decision) + "\n")  # whatever the judge says
+        made = filter_pairs(loaded, Layout(tmp_path))
+        bill = server.bill()
+    manifest = made.manifest
+    assert round(manifest["paid"]["usd"] * 1e12) == bill["picousd"]
+    assert manifest["paid"]["lost_usd"] > 0
+    assert manifest["cost_usd"] + manifest["judge_cost_usd"] != pytest.approx(manifest["paid"]["usd"])
+    kept = manifest["filtered"]["rows"]
+    assert manifest["price_per_kept_pair_usd"] == pytest.approx(bill["picousd"] / 1e12 / kept, rel=1e-12)
+    assert "of it for calls that brought no answer" in made.as_text(Layout(tmp_path))
+
+
+def test_without_a_price_none_is_told(tmp_path: Path) -> None:
+    write_outputs(tmp_path, [row(str(n), f"Answer {n}.", cost_usd=None) for n in range(20)])
+    assert filtered(tmp_path, []).manifest["price_per_kept_pair_usd"] is None
 
 
 # Reviews.

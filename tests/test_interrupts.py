@@ -102,16 +102,7 @@ def test_ctrl_c_twice_stops_at_once_even_in_the_middle_of_a_native_call(lab: Lay
         make_config("mlp", model={"name": "tests.slow_model:make_model", "parameters": {}}, training=training)
     )
     _wait_until(lambda: any(lab.runs.glob("*/*/checkpoints/checkpoint_step1.pt")))
-    train.interrupt()
-    train.wait_for("Ctrl-C again stops at once")
-    began = time.monotonic()
-    train.interrupt()
-    code, last_line = train.end()
-    assert time.monotonic() - began < AT_ONCE_SECONDS
-    assert (code, last_line) == (
-        130,
-        "error: stopped at once; the same command with --resume continues from the newest checkpoint",
-    )
+    _interrupt_twice(train)
 
 
 def test_ctrl_c_while_a_string_is_executed_has_the_exit_code_that_others_have() -> None:
@@ -165,6 +156,18 @@ def test_ctrl_c_twice_kills_the_processes(start: Start) -> None:
     workers = _workers_of(train.process.pid)
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)  # so that none can save
+    _interrupt_twice(train)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+def _other_lab(lab: Layout) -> Path:
+    other = lab.root.parent / "other"
+    shutil.copytree(lab.processed, other / "data" / "processed")
+    return other
+
+
+def _interrupt_twice(train: Train) -> None:
+    """It ends at once, and says how to go on."""
     train.interrupt()
     train.wait_for("Ctrl-C again stops at once")
     began = time.monotonic()
@@ -175,13 +178,6 @@ def test_ctrl_c_twice_kills_the_processes(start: Start) -> None:
         130,
         "error: stopped at once; the same command with --resume continues from the newest checkpoint",
     )
-    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
-
-
-def _other_lab(lab: Layout) -> Path:
-    other = lab.root.parent / "other"
-    shutil.copytree(lab.processed, other / "data" / "processed")
-    return other
 
 
 def _workers_of(launcher: int) -> list[int]:

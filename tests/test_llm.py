@@ -1,6 +1,7 @@
 """The parts of asking a model: what determines an answer, money, pace, what servers send."""
 
 import asyncio
+import base64
 import contextlib
 import email.utils
 import sqlite3
@@ -23,7 +24,7 @@ from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
 from nexa_llm.openai import OpenAi, read_retry_after
 from nexa_llm.pace import Breaker, Gate, RateLimit
-from nexa_llm.parse import Unusable, parse_answer
+from nexa_llm.parse import Unusable, is_flagged, parse_answer
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
 from nexa_llm.store import Call, Store
@@ -89,6 +90,40 @@ def test_what_is_secret_in_a_url_is_shown_nowhere() -> None:
     teacher = OpenAi(config(base_url="https://user:hunter22@host/v1?token=abcdefgh12345"), {})
     assert teacher.public_url == "https://host/v1?token=..."
     assert teacher.without_secrets("hunter22 abcdefgh12345") == "[password] [token]"
+
+
+def test_what_a_url_asks_for_changes_the_key_and_what_is_secret_in_it_does_not() -> None:
+    def key(query: str, userinfo: str = "") -> str:
+        return OpenAi(config(base_url=f"https://{userinfo}host/v1{query}"), {}).key(request())
+
+    assert key("?api-version=2024-06-01") != key("?api-version=2024-10-21")
+    assert key("?deployment=one") != key("?deployment=two")
+    for name in ("api_key", "subscription-key", "access_token", "sig", "code", "X-Amz-Signature", "x-auth"):
+        assert key(f"?{name}=one") == key(f"?{name}=two") != key("")
+    assert key("", "user:one@") == key("", "user:two@") == key("")
+
+
+def test_a_password_is_decoded_and_repeated_in_no_form() -> None:
+    password, as_given = 'p@ss "wörd"/1', "p%40ss%20%22w%C3%B6rd%22%2F1"
+    teacher = OpenAi(config(base_url=f"https://us%20er:{as_given}@host/v1?token=ab%2Fcd%2Fefgh"), {})
+    basic = base64.b64encode(f"us er:{password}".encode()).decode()
+
+    async def sent() -> str:
+        async with teacher.session(1) as session:
+            return str(session.headers["Authorization"])
+
+    assert asyncio.run(sent()) == f"Basic {basic}"
+    forms = (
+        password,
+        as_given,
+        basic,
+        basic.rstrip("="),
+        orjson.dumps(password).decode()[1:-1],
+        "ab/cd/efgh",
+        "ab%2Fcd%2Fefgh",
+    )
+    for form in forms:
+        assert teacher.without_secrets(f"<{form}>") in ("<[password]>", "<[password]=>", "<[token]>")
 
 
 @pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "http:///v1"])
@@ -288,8 +323,30 @@ def test_an_answer_is_what_the_first_choice_says() -> None:
     )  # fmt: skip
     assert parse_answer(body(finish_reason="length"), "key").status == "truncated"
     assert parse_answer(body(finish_reason="content_filter"), "key").status == "refused"
+    assert parse_answer(body(message=None, finish_reason="content_filter"), "key").status == "refused"
     refused = parse_answer(body(message={"content": None, "refusal": "I won't."}), "key")
     assert (refused.status, refused.text, refused.error) == ("refused", None, "I won't.")
+
+
+AZURE = {
+    "message": "The response was filtered.",
+    "type": None,
+    "param": "prompt",
+    "code": "content_filter",
+    "status": 400,
+}
+INNER = {"innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}}}
+OPENROUTER = {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence"], "flagged_input": "..."}}
+
+
+@pytest.mark.parametrize("error", [AZURE, AZURE | INNER, AZURE | INNER | {"code": "400"}, OPENROUTER])
+def test_what_a_content_filter_stops_is_refused(error: dict[str, Any]) -> None:
+    raw = orjson.dumps({"error": error})
+    answer = parse_answer(raw, "key")
+    assert is_flagged(raw)
+    assert (answer.status, answer.text, answer.finish_reason) == ("refused", None, "content_filter")
+    assert answer.error == error["message"]
+    assert not is_flagged(orjson.dumps({"error": {"code": "context_length_exceeded", "message": "content_filter"}}))
 
 
 @pytest.mark.parametrize(

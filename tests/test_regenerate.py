@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import yaml
@@ -16,7 +17,7 @@ import yaml
 from nexa_core.config import DistillConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
-from nexa_distill.collect_teacher import Collected
+from nexa_distill.collect_teacher import Collected, collect
 from nexa_distill.filter_pairs import filter_pairs
 from nexa_distill.regenerate import filter_again, regenerate
 from tests.simulators import ROOT, Simulator, simulator
@@ -73,10 +74,40 @@ def test_the_teacher_is_told_why_and_only_so_often(tmp_path: Path) -> None:
         both = filter_again(config, layout, made.place)
         assert (both.manifest["version"], both.manifest["filtered"]["rows"]) == ("v2", 3)
         assert [each["dataset"] for each in both.manifest["parents"]] == ["teacher_outputs_v1", "regenerated_v1"]
-        with pytest.raises(UserError, match="made of something else"):
+        with pytest.raises(UserError, match="was made with other system_prompt"):
             regenerate(configured(tmp_path, server, SHORT, system_prompt="Be long."), layout)
         with pytest.raises(UserError, match="holds the answers that were rejected"):
             regenerate(config, layout, destination="teacher_outputs_v1", replace=True)
+
+
+def test_a_teacher_without_conversations_is_told_in_one_message(tmp_path: Path) -> None:
+    write_outputs(tmp_path, [row("good", GOOD), row("short", "No {reason}.")])
+    told = "This question was answered before: {}\nThat answer was not accepted. The reason: length: num_words below 6 ({}).\n\n"
+    said = {
+        told.format("No {reason}.", 2) + "Question short?\n": "Na.",
+        told.format("Na.", 1) + "Question short?\n": GOOD,
+    }
+    with simulator("--answers", answers_file(tmp_path, said)) as server:
+        config, layout = configured(tmp_path, server, SHORT), Layout(tmp_path)
+        config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update={"one_message": True})})
+        filter_pairs(config, layout)
+        (found,) = rows_of(regenerate(config, layout))
+        assert (found["completion"], json.loads(found["parameters_json"])["try"]) == (GOOD, 2)
+        assert found["prompt"] == "Question short?"
+
+
+def test_the_default_settings_ask_the_shipped_teacher_again(tmp_path: Path) -> None:
+    inputs = {"row_id": ["a"], "prompt": ["I have 3 apples. Why?"]}  # it knows arithmetic only
+    parquet.write_table(pyarrow.table(inputs), tmp_path / "inputs.parquet")
+    layout = Layout(tmp_path)
+    config = load_config(layout.find("configs/distill.yaml"), DistillConfig)
+    config = config.model_copy(update={"inputs": str(tmp_path / "inputs.parquet")})
+    collect(config, layout)
+    with pytest.raises(GateError, match="no pair is kept"):
+        filter_pairs(config, layout)
+    made = regenerate(config, layout)
+    assert [json.loads(each["parameters_json"])["try"] for each in rows_of(made)] in ([1], [2])
+    assert made.asked.num_bought <= 2
 
 
 def test_where_no_pair_was_kept_all_prompts_are_asked_again(tmp_path: Path) -> None:

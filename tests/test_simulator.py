@@ -283,7 +283,7 @@ def test_shares_are_kept_over_many_requests() -> None:
 
 
 def test_how_an_answer_ends_does_not_depend_on_the_attempt() -> None:
-    text = ",".join(f"{name}=0.3" for name in ENDINGS)
+    text = ",".join(f"{name}=0.3" for name in ENDINGS if name != "flagged")
     with simulator("--faults", text) as running:
         first, second = ([running.ask(str(index)) for index in range(40)] for _ in range(2))
         bill = running.bill()
@@ -296,6 +296,18 @@ def test_how_an_answer_ends_does_not_depend_on_the_attempt() -> None:
     assert all(each["choices"][0]["message"]["content"] is None for each in refused)
     assert bill["answers"] == 80, "what is generated is billed"
     assert bill["completion_tokens"] == 2 * sum(each["usage"]["completion_tokens"] for each in first)
+
+
+def test_a_prompt_that_is_flagged_is_billed_and_always_flagged() -> None:
+    with simulator("--faults", "flagged=1") as running:
+        for _ in range(2):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                running.ask()
+            error = json.load(caught.value)["error"]
+            assert (caught.value.code, error["code"]) == (400, "content_filter")
+            assert error["innererror"]["code"] == "ResponsibleAIPolicyViolation"
+        assert running.bill()["requests"] == {"refused": 2}
+        assert running.bill()["picousd"] > 0
 
 
 def test_the_openai_client_meets_the_errors_that_it_knows(teacher: Simulator) -> None:

@@ -187,6 +187,8 @@ class RegenerateConfig(Settings):
     """Of a prompt."""
     template: str | None = None
     """A file with {reason} in it: what the teacher is told of its answer; the built-in one without it."""
+    one_message: bool = False
+    """For a teacher that takes no conversations: all in one message. A template of your own then has {prompt} in it as well."""
     filtered_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
     """Of the pairs that old and new answers are filtered to; the one after `filter.version` without it (v2 after v1)."""
 

@@ -18,6 +18,7 @@ from nexa_core.config.distill_filter import (
 )
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
+from nexa_llm.spent import Spent
 
 CHECKS = {
     "math": "nexa_distill.checks.math:check_math",
@@ -89,11 +90,12 @@ def rejected(reason: str, detail: str = "", **scores: float) -> Verdict:
     return Verdict(Rejection(reason, detail), scores)
 
 
-def open_check(settings: Any, layout: Layout, *, purpose: str = "judge") -> Check:
+def open_check(settings: Any, layout: Layout, *, purpose: str = "judge", spent: Spent | None = None) -> Check:
     """The check that a step's settings name.
 
     Args:
         purpose: what a judge's answers are bought for, as the ledger has it.
+        spent: is told what a judge was asked.
 
     Raises:
         UserError: a file that they name is not there, or a user's own function cannot be imported.
@@ -104,7 +106,7 @@ def open_check(settings: Any, layout: Layout, *, purpose: str = "judge") -> Chec
     if isinstance(settings, JudgeCheck):
         from nexa_distill.checks.judge import check_judge
 
-        return check_judge(settings, layout, purpose=purpose)
+        return check_judge(settings, layout, purpose=purpose, spent=spent)
     if isinstance(settings, OwnCheck):
         from nexa_distill.checks.own import check_own
 

@@ -12,6 +12,7 @@ from nexa_distill.checks import Check, Pair, Rejection, Verdict
 from nexa_llm.ask import ask, sampling_of
 from nexa_llm.chat import Answer, ChatRequest
 from nexa_llm.prices import as_usd
+from nexa_llm.spent import Spent
 
 SCORE = re.compile(r"score\s*[:=]?\s*\**\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 BUILT_IN = "judge@1.txt"
@@ -19,7 +20,7 @@ COST = "cost_usd"
 """The score that says what the judge itself cost."""
 
 
-def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str) -> Check:
+def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str, spent: Spent | None = None) -> Check:
     """The check that asks; while it runs it raises OutOfBudget, or GateError where much fails, and what was bought is kept."""
     template = judge_template(settings, layout)
     sampling = sampling_of(settings.ask)
@@ -40,11 +41,14 @@ def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str) -> Check:
         nonlocal num_judged
         limit = settings.max_cost_usd
         answers = ask(map(request, pairs), settings.ask, layout, purpose=purpose, max_cost_usd=limit)
-        verdicts = []
+        verdicts, paid = [], []
         for answer in answers:
             num_judged += 1
             failed.update([answer.error or ""] if answer.status == "failed" else [])
             verdicts.append(_verdict(answer, settings.min_score))
+            paid.append((answer.request_sha256, answer.cost_picousd))
+        if spent is not None:
+            spent.saw(paid)
         if failed.total() > settings.max_failed_share * num_judged:
             raise GateError(
                 f"{failed.total():,} of {num_judged:,} requests to the judge failed, more than max_failed_share: "

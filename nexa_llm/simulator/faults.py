@@ -31,6 +31,7 @@ ENDINGS = MappingProxyType(
     {
         "refusal": "message.refusal in place of content",
         "content_filter": "half of the answer, finish_reason content_filter",
+        "flagged": "400 with the code content_filter, as Azure OpenAI gives for a prompt that its filter stops, and bills",
         "truncated": "half of the answer, finish_reason length",
     }
 )

@@ -15,6 +15,8 @@ CREATED = 1_700_000_000
 """The time that stands in every answer, so that equal requests get equal bytes."""
 REFUSAL = "I can't help with that."
 
+FLAGGED = "The response was filtered due to the prompt triggering the content management policy."
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -34,6 +36,8 @@ class Generated:
     prompt_tokens: int
     completion_tokens: int
     logprobs: list[dict[str, Any]] | None
+    is_flagged: bool = False
+    """Whether a content filter stops it, so that an error goes out."""
 
     @property
     def outcome(self) -> str:
@@ -85,6 +89,22 @@ def _completion(choices: list[dict[str, Any]], *, model: str, digest: bytes, usa
 
 def error(status: int, message: str, kind: str, *, code: str | None = None, param: str | None = None) -> Reply:
     return Reply(status, orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+
+
+def flagged() -> Reply:
+    """As Azure OpenAI words it for a prompt that its content filter stops."""
+    told = {
+        "message": FLAGGED,
+        "type": None,
+        "param": "prompt",
+        "code": "content_filter",
+        "status": 400,
+        "innererror": {
+            "code": "ResponsibleAIPolicyViolation",
+            "content_filter_result": {"violence": {"filtered": True, "severity": "medium"}},
+        },
+    }
+    return Reply(400, orjson.dumps({"error": told}))
 
 
 def bad_request(problem: BadRequest) -> Reply:

@@ -34,6 +34,7 @@ from nexa_llm.simulator.responses import (
     completion,
     error,
     faulty,
+    flagged,
     rate_limited,
     without_choices,
 )
@@ -183,7 +184,7 @@ class Simulator:
         fault = self._is.faults.fault(digest, attempt)
         if fault is None:
             await self._pass(latency_seconds, lambda: self._charge(call, answer))
-            return _send(Reply(200, whole), headers)
+            return _send(flagged() if answer.is_flagged else Reply(200, whole), headers)
         await self._pass(0.0 if fault in AT_ONCE else latency_seconds, lambda: self.bill.close(call, fault))
         if fault in SILENT:
             await _fall_silent(request, fault, whole)
@@ -226,6 +227,7 @@ class Simulator:
             prompt_tokens=count_prompt_tokens(asked.messages, asked.tools),
             completion_tokens=len(taken.pieces),
             logprobs=logprobs,
+            is_flagged=ending == "flagged",
         )
 
     def _take(self, asked: ChatAsked, text: str, ending: str | None) -> tuple[Taken, str]:
