@@ -11,6 +11,7 @@ from nexa_core import digests
 from nexa_core.config.ask import AskConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_data.encoder import encoding_digest
 from nexa_data.sources.word_problems import parts_of, problems
 from nexa_distill.answers import final_answer
 from nexa_llm.ask import ask
@@ -121,7 +122,7 @@ def test_logprobs_are_those_of_the_model(teacher: LocalTeacher, held_out: list[A
             assert logprobs[top_ids].tolist() == pytest.approx(top_logprobs, abs=1e-4)
             assert tail == pytest.approx(1 - float(logprobs[top_ids].exp().sum()), abs=1e-5)
         assert stated["token_ids"][-1] == 2, "the end is a token that a student learns as well"
-        assert stated["tokenizer_sha256"] == digests.of_file(SHIPPED / "tokenizer.json")
+    assert teacher.tokenizer_sha256 == encoding_digest((SHIPPED / "tokenizer.json").read_text())
 
 
 def test_an_answer_ends_at_its_limit_or_at_a_text(teacher: LocalTeacher, held_out: list[Any]) -> None:
