@@ -17,7 +17,7 @@ from nexa_data import manifests
 from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
-from nexa_llm.ask import Asked, ask, digest_of, open_teacher, price_of, sampling_of
+from nexa_llm.ask import Asked, ask, digest_of, opened, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
 from nexa_llm.estimate import Estimate, estimate, known_keys
@@ -168,15 +168,15 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    teacher = open_teacher(settings, layout)
     num_requests, prompt_bytes = inputs.num_rows * settings.samples, 0
     keys: list[str] = []
     stride = max(1, inputs.num_rows // ESTIMATED_FROM)
-    for number, prompt in enumerate(inputs):
-        if number % stride == 0 and len(keys) < ESTIMATED_FROM:
-            request = next(_requests([prompt], settings))
-            prompt_bytes += most_prompt_tokens(request)
-            keys.append(teacher.key(request) if hasattr(teacher, "key") else "")
+    with opened(settings, layout) as teacher:
+        for number, prompt in enumerate(inputs):
+            if number % stride == 0 and len(keys) < ESTIMATED_FROM:
+                request = next(_requests([prompt], settings))
+                prompt_bytes += most_prompt_tokens(request)
+                keys.append(teacher.key(request) if hasattr(teacher, "key") else "")
     return estimate(
         settings,
         num_requests=num_requests,

@@ -30,6 +30,7 @@ from nexa_distill.pair_tables import PairTables
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
 from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, open_answers, read_pairs
+from nexa_llm.ask import Teachers
 from nexa_llm.prices import as_usd
 
 logger = logging.getLogger(__name__)
@@ -130,8 +131,9 @@ class Places:
 def _make(
     settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, made_of: dict[str, Any]
 ) -> dict[str, Any]:
-    sieve, cost = Sieve(settings, layout, purpose=f"judge of {places.key}"), Cost()
+    cost = Cost()
     with ExitStack() as told, contextlib.suppress(_NothingKept), ExitStack() as stack:
+        sieve = Sieve(settings, layout, purpose=f"judge of {places.key}", teachers=Teachers(layout, told))
         tables = PairTables(
             stack,
             told,
