@@ -1,6 +1,7 @@
 """A student learns from what was stored of its teacher: of the same tokenizer, or not at all."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from nexa_data.encoder import encoding_digest
 from nexa_data.rows import SCHEMAS
 from nexa_distill.outputs import SCHEMA
 from nexa_llm.logprobs import TokenIds
-from nexa_models.encoding import encode
+from nexa_models.encoding import Sequences, encode
 from nexa_models.stored import PlacesInTheMaking
 from nexa_models.teacher import load_teacher
 from nexa_ops.preflight import examine
+from nexa_train.stored_answers import with_stored
 from nexa_train.train import run
 from tests.test_distill_training import losses, student, teach
 
@@ -286,6 +288,20 @@ def test_the_filtered_pairs_have_the_answers_of_all_their_sources(taught: tuple[
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError, match="learn_v1"):
         run(from_stored("learn_v1"), layout=layout)
+
+
+def test_what_is_stored_is_never_held_as_pythons_numbers(taught: tuple[Layout, Path]) -> None:
+    layout, teacher = taught
+    store_answers(layout, teacher, num_top=300)
+    spec, dataset = load_teacher(teacher, max_tokens=32).spec, find_dataset(layout, "learn_v1")
+    rows = encode(dataset.read_split("train"), spec)
+    assert isinstance(rows, Sequences)
+    tracemalloc.start()
+    stored = with_stored(rows, dataset, ("stored_v1",), layout, spec)[0].stored
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert stored is not None
+    assert peak < 4 * (stored.top_ids.nbytes + stored.top_logprobs.nbytes)
 
 
 def test_places_of_different_widths_are_filled_up() -> None:
