@@ -20,7 +20,7 @@ from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
 from nexa_distill.standing import Made, Origin, still_stands
 from nexa_llm import batches
-from nexa_llm.ask import Asked, ask, contents_of, open_teacher, price_of, sampling_of
+from nexa_llm.ask import Asked, ask, contents_of, opened, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
 from nexa_llm.estimate import Estimate, estimate
@@ -166,19 +166,20 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    key_of = _key_of(open_teacher(settings, layout))
     num_requests, prompt_bytes = 0, 0
     looked_up: dict[str, int] = {}
     stride = max(1, inputs.num_rows * settings.samples // LOOKED_UP)
-    for number, prompt in enumerate(inputs):
-        for request in _requests([prompt], settings):
-            key = key_of(request) if number % stride == 0 else None
-            if key in looked_up:  # an equal one is paid for once
-                continue
-            num_requests += 1
-            prompt_bytes += (size := most_prompt_tokens(request))
-            if key is not None:
-                looked_up[key] = size
+    with opened(settings, layout) as teacher:
+        key_of = _key_of(teacher)
+        for number, prompt in enumerate(inputs):
+            for request in _requests([prompt], settings):
+                key = key_of(request) if number % stride == 0 else None
+                if key in looked_up:  # an equal one is paid for once
+                    continue
+                num_requests += 1
+                prompt_bytes += (size := most_prompt_tokens(request))
+                if key is not None:
+                    looked_up[key] = size
     return estimate(
         settings,
         num_requests=num_requests,

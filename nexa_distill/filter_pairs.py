@@ -31,7 +31,7 @@ from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.reviews import digest_of_reviews, read_reviews, reviews_path
 from nexa_distill.sifting import DUPLICATES, REVIEW, STATUS, Sieve, open_answers, read_pairs
 from nexa_distill.standing import FREE_KEYS, Made, Origin, still_stands
-from nexa_llm.ask import contents_of
+from nexa_llm.ask import Teachers, contents_of
 from nexa_llm.prices import PICOUSD, as_usd
 from nexa_llm.spent import Spent
 from nexa_llm.store import store_path
@@ -131,8 +131,10 @@ def _make(
     judging = f"judge of {places.key}"
     purposes = [judging, *(each for source in sources for each in (source.key, f"judge of {source.key}"))]
     with Spent(store_path(layout), purposes) as spent:
-        sieve, cost = Sieve(settings, layout, purpose=judging, spent=spent), Cost(spent)
-        tables = _sift(settings, layout, sources, places, sieve=sieve, cost=cost)
+        with ExitStack() as held:
+            sieve = Sieve(settings, layout, purpose=judging, spent=spent, teachers=Teachers(layout, held))
+            cost = Cost(spent)
+            tables = _sift(settings, layout, sources, places, sieve=sieve, cost=cost)
         manifest = _manifest(settings, layout, sources, places, origin, sieve=sieve, tables=tables, cost=cost)
     durable.write_json(places.manifest, manifest)
     return manifest

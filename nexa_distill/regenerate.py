@@ -29,7 +29,7 @@ from nexa_distill.outputs import OutputTable, Tally
 from nexa_distill.places import Place, place_of, require_file
 from nexa_distill.sifting import DUPLICATES, STATUS, Sieve, Sifted
 from nexa_distill.standing import Origin, still_stands
-from nexa_llm.ask import Asked, ask, contents_of, price_of, sampling_of
+from nexa_llm.ask import Asked, Teachers, ask, contents_of, price_of, sampling_of
 from nexa_llm.chat import Answer, ChatRequest, Message
 
 logger = logging.getLogger(__name__)
@@ -182,9 +182,9 @@ def _write(
     """What answers there are, once their file has its name."""
     tally, collect = Tally(), config.collect
     with ExitStack() as stack, Progress("asking again", total=None, unit="answers") as progress:
-        table = OutputTable(stack, place.path)
+        teachers, table = Teachers(layout, stack), OutputTable(stack, place.path)
         for some in _rejected_prompts(filtered):
-            for tried in _try_again(some, config, layout, template, place.key, asked):
+            for tried in _try_again(some, config, layout, template, place.key, asked, teachers):
                 parameters = {**collect.sampling.resolved(), "try": tried.number}
                 for pair, answer in zip(tried.pairs, tried.answers, strict=True):
                     row = pair.row
@@ -235,7 +235,13 @@ def _ids(row_ids: Sequence[str]) -> np.ndarray:
 
 
 def _try_again(
-    pending: Sequence[Pending], config: DistillConfig, layout: Layout, template: str, purpose: str, asked: Asked
+    pending: Sequence[Pending],
+    config: DistillConfig,
+    layout: Layout,
+    template: str,
+    purpose: str,
+    asked: Asked,
+    teachers: Teachers,
 ) -> Iterator[Try]:
     """For each prompt its last try, in order."""
     collect, left, last = config.collect, list(pending), dict[str, Try]()
@@ -245,12 +251,15 @@ def _try_again(
         begin = _message if config.regenerate.one_message else _conversation
         conversations = [begin(each, template, collect.system_prompt) for each in left]
         requests = (ChatRequest(said, sampling, index) for said in conversations for index in range(num_samples))
-        answers = list(ask(requests, collect, layout, purpose=purpose, max_cost_usd=limit, asked=asked))
+        teacher = teachers.of(collect)
+        answers = list(
+            ask(requests, collect, layout, purpose=purpose, max_cost_usd=limit, asked=asked, teacher=teacher)
+        )
         pairs = [
             _answered(each.pair, answer, said, index % num_samples)
             for index, (each, said, answer) in enumerate(_repeated(left, conversations, answers, num_samples))
         ]
-        outcome = Sieve(config.filter, layout, purpose=f"judge of {purpose}").sift(pairs, {})
+        outcome = Sieve(config.filter, layout, purpose=f"judge of {purpose}", teachers=teachers).sift(pairs, {})
         again = []
         for index, (each, said) in enumerate(zip(left, conversations, strict=True)):
             own = slice(index * num_samples, (index + 1) * num_samples)

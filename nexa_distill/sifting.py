@@ -20,6 +20,7 @@ from nexa_distill.checks.judge import COST
 from nexa_distill.funnel import Stage
 from nexa_distill.outputs import LOGPROBS, SCHEMA
 from nexa_distill.reviews import Answered, Review
+from nexa_llm.ask import Teachers
 from nexa_llm.spent import Spent
 
 PAIRS_AT_ONCE = 4096
@@ -43,11 +44,13 @@ class Sifted:
 class Sieve:
     """Applies the settings' steps and counts what each of them did. For one pass over the answers."""
 
-    def __init__(self, config: FilterConfig, layout: Layout, *, purpose: str, spent: Spent | None = None):
+    def __init__(
+        self, config: FilterConfig, layout: Layout, *, purpose: str, teachers: Teachers, spent: Spent | None = None
+    ):
         self._config = config
         names = numbered([step.name for step in config.steps])
         self._steps: list[tuple[str, Check]] = [
-            (name, open_check(step, layout, purpose=purpose, spent=spent))
+            (name, open_check(step, layout, purpose=purpose, spent=spent, teachers=teachers))
             for name, step in zip(names, config.steps, strict=True)
         ]
         self.stages = {name: Stage(name) for name in (STATUS, *names, REVIEW, DUPLICATES)}

@@ -1,7 +1,7 @@
 """Asking a language model: answers to a stream of requests, in its order, each of them paid for once, ever."""
 
-from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ def ask(
     purpose: str,
     max_cost_usd: float | None = None,
     asked: Asked | None = None,
+    teacher: Any = None,
 ) -> Generator[Answer, None, None]:
     """The answer to each request, in order; who stops before the end closes it, and what is under way is waited for.
 
     Args:
         purpose: what the money is spent on; `max_cost_usd` is the limit of all that was ever spent on it.
         asked: is told what was bought.
+        teacher: the one of `config`, for who asks it several times; else it is opened and closed here.
 
     Raises:
         UserError: there is no such teacher, it does not take these settings, or a budget is set and its price is not known.
@@ -59,10 +61,9 @@ def ask(
         NexaError: the server has not answered for a long time, or the disk is full.
     """
     asked = asked or Asked()
-    teacher = open_teacher(config, layout)
-    with _store_of(teacher, layout) as store, ExitStack() as held:
-        if isinstance(teacher, OpenAi):
-            held.callback(teacher.close)
+    with ExitStack() as held:
+        teacher = held.enter_context(opened(config, layout)) if teacher is None else teacher
+        store = held.enter_context(_store_of(teacher, layout))
         with closing(_answers(teacher, store, requests, config, layout, purpose, max_cost_usd)) as answers:
             for answer in answers:
                 asked.num_bought += answer.is_new
@@ -79,6 +80,46 @@ def open_teacher(config: AskConfig, layout: Layout) -> Any:
         UserError: there is no such provider, or it has no such model.
     """
     return look_up(PROVIDERS, config.provider, what="provider of a teacher")(config, layout)
+
+
+@contextmanager
+def opened(config: AskConfig, layout: Layout) -> Iterator[Any]:
+    """What `config.teacher` names, until the block ends; a model is loaded, and a server begun, once for it.
+
+    Raises:
+        UserError: there is no such provider, or it has no such model.
+    """
+    teacher = open_teacher(config, layout)
+    try:
+        yield teacher
+    finally:
+        if isinstance(teacher, OpenAi | Recorded):
+            teacher.close()
+
+
+class Teachers:
+    """Teachers for who asks them many times: each is opened when it is first wanted, and closed when `stack` is.
+
+    Of models that run on this machine one at a time is held, because another may need the room.
+    """
+
+    def __init__(self, layout: Layout, stack: ExitStack):
+        self._layout, self._stack = layout, stack
+        self._held: list[tuple[AskConfig, Any]] = []
+        self._local = stack.enter_context(ExitStack())
+
+    def of(self, config: AskConfig) -> Any:
+        """The teacher that the settings name. Raises UserError as `open_teacher` does."""
+        for known, teacher in self._held:
+            if known == config:
+                return teacher
+        stack = self._stack
+        if config.provider == "local":
+            self._local.close()
+            self._held, stack = [each for each in self._held if each[0].provider != "local"], self._local
+        teacher = stack.enter_context(opened(config, self._layout))
+        self._held.append((config, teacher))
+        return teacher
 
 
 def open_openai(config: AskConfig, layout: Layout) -> OpenAi:

@@ -23,10 +23,12 @@ class BatchTeacher(Protocol):
     name: str
     digest: str
     """Of everything about the model that decides its answers."""
+    tokenizer_sha256: str
+    """As `Logprobs` has it."""
     batch_size: int
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[bytes]:
-        """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the fields of `Logprobs`."""
+        """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the rest of `Logprobs`."""
 
 
 def answers_in_batches(
@@ -50,7 +52,7 @@ def answers_in_batches(
             )
             stored.update((call.key, Stored(body, seconds, call.id)) for call, body in zip(calls, bodies, strict=True))
         for key in keys:
-            yield _read(key, stored[key], is_new=key in missing)
+            yield _read(teacher, key, stored[key], is_new=key in missing)
 
 
 def _batches(items: list[tuple[str, ChatRequest]], size: int) -> Iterator[list[tuple[str, ChatRequest]]]:
@@ -77,13 +79,13 @@ def key_of(teacher: BatchTeacher, request: ChatRequest) -> str:
     return digests.of_bytes(orjson.dumps(about, option=orjson.OPT_SORT_KEYS))
 
 
-def _read(key: str, stored: Stored, *, is_new: bool) -> Answer:
+def _read(teacher: BatchTeacher, key: str, stored: Stored, *, is_new: bool) -> Answer:
     answer = parse_answer(stored.raw, key)
     by_id = (orjson.loads(stored.raw)["choices"][0].get("logprobs") or {}).get("by_id")
     return replace(
         answer,
         cost_picousd=0,
         latency_seconds=stored.latency_seconds,
-        logprobs=None if by_id is None else Logprobs(**by_id),
+        logprobs=None if by_id is None else Logprobs(**{**by_id, "tokenizer_sha256": teacher.tokenizer_sha256}),
         is_new=is_new,
     )

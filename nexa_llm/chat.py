@@ -50,6 +50,7 @@ class Logprobs:
     tail_mass: list[float]
     """The probability of all other tokens."""
     tokenizer_sha256: str
+    """Of what decides its ids (`nexa_data.encoder.encoding_digest`), however its file is laid out."""
 
 
 @dataclass(frozen=True)

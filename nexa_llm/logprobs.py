@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_core import digests
 from nexa_core.errors import UserError
 from nexa_llm.chat import Logprobs
 from nexa_llm.token_bytes import id_by_bytes
@@ -20,14 +19,15 @@ class TokenIds:
     def __init__(self, tokenizer_path: Path):
         from tokenizers import Tokenizer
 
+        from nexa_data.encoder import encoding_digest
+
         try:
-            data = tokenizer_path.read_bytes()
-            tokenizer = Tokenizer.from_buffer(data)
+            tokenizer = Tokenizer.from_buffer(tokenizer_path.read_bytes())
         except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
             raise UserError(
                 f"tokenizer {tokenizer_path} cannot be read: {error}. It has to be the teacher's own tokenizer.json."
             ) from None
-        self.sha256, self._path = digests.of_bytes(data), tokenizer_path
+        self.sha256, self._path = encoding_digest(tokenizer.to_str()), tokenizer_path
         self._ids = id_by_bytes(tokenizer)
 
     def read(self, places: Sequence[Mapping[str, Any]]) -> Logprobs:

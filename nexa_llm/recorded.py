@@ -1,6 +1,8 @@
 """Answers from a file: what was collected elsewhere, or written by people."""
 
+import contextlib
 import hashlib
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,36 +11,65 @@ import orjson
 
 from nexa_core import digests
 from nexa_core.config.ask import AskConfig
-from nexa_core.errors import UserError
+from nexa_core.errors import NexaError, UserError
 from nexa_core.lookup import did_you_mean
 from nexa_llm.chat import Answer, ChatRequest
 
 ROWS_A_BATCH = 1024
+PRIVATE_FILE = ""
+"""As sqlite calls a database that lies in the folder for temporary files, has no name there, and is gone when it is closed."""
 
 
 class Recorded:
-    """Finds the answer to a prompt by the prompt's digest. All answers of the file are held in memory."""
+    """Finds the answer to a prompt by the prompt's digest, in a copy on the disk, so that memory does not grow with the file.
+
+    A later change of the file changes no answer of it.
+
+    Raises:
+        UserError: the file is not there, or a row of it is no prompt with its answer.
+        NexaError: the disk has no room for the copy.
+    """
 
     def __init__(self, config: AskConfig, path: Path):
         self.name, self._path = config.teacher, path
         self._columns = (config.prompt_column, config.completion_column)
-        self._answers: dict[bytes, list[str]] = {}
-        for prompt, completion in self._rows():
-            self._answers.setdefault(_key(prompt), []).append(completion)
-        self.sha256 = digests.of_file(path)
+        self._answers = sqlite3.connect(PRIVATE_FILE, isolation_level=None, check_same_thread=False)
+        try:
+            self._read_all()
+            self.sha256 = digests.of_file(path)
+        except BaseException:
+            self.close()
+            raise
 
     def answer(self, request: ChatRequest) -> Answer:
         """The recorded answer to the last message; of several the one of the request's number."""
         prompt = request.messages[-1]["content"]
-        found = self._answers.get(_key(prompt), [])
         key = digests.of_value(["recorded", self.sha256, prompt, request.sample_index])
-        if request.sample_index >= len(found):
-            error = f"{self._path.name} has {len(found) or 'no'} answer{'s' * (len(found) > 1)} to this prompt"
+        found = self._answers.execute(
+            "select completion from answers where prompt = ? order by number limit 1 offset ?",
+            (_key(prompt), request.sample_index),
+        ).fetchone()
+        if found is None:
+            ((number,),) = self._answers.execute("select count(*) from answers where prompt = ?", (_key(prompt),))
+            error = f"{self._path.name} has {number or 'no'} answer{'s' * (number > 1)} to this prompt"
             return Answer(status="failed", request_sha256=key, error=error)
-        text = found[request.sample_index]
         return Answer(
-            status="answered", request_sha256=key, text=text, model=self.name, finish_reason="stop", cost_picousd=0
+            status="answered", request_sha256=key, text=found[0], model=self.name, finish_reason="stop", cost_picousd=0
         )
+
+    def close(self) -> None:
+        self._answers.close()
+
+    def _read_all(self) -> None:
+        with _disk_told(self._path):
+            for setting in ("journal_mode = off", "synchronous = off"):
+                self._answers.execute(f"pragma {setting}")
+            self._answers.execute("create table answers (number integer primary key, prompt blob, completion text)")
+            self._answers.execute("begin")
+            rows = ((_key(prompt), completion) for prompt, completion in self._rows())
+            self._answers.executemany("insert into answers (prompt, completion) values (?, ?)", rows)
+            self._answers.execute("create index by_prompt on answers (prompt)")
+            self._answers.execute("commit")
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         for number, row in enumerate(_read(self._path), start=1):
@@ -60,8 +91,9 @@ def _read(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
-        for batch in parquet.ParquetFile(path).iter_batches(ROWS_A_BATCH):
-            yield from batch.to_pylist()
+        with parquet.ParquetFile(path, pre_buffer=False) as table:
+            for batch in table.iter_batches(ROWS_A_BATCH):
+                yield from batch.to_pylist()
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -77,3 +109,13 @@ def _read(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _key(prompt: str) -> bytes:
     return hashlib.sha256(prompt.encode()).digest()[:16]
+
+
+@contextlib.contextmanager
+def _disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise NexaError(
+            f"recorded:{path} is copied to the folder for temporary files (TMPDIR): {error}. Make room there, or name another."
+        ) from None

@@ -14,7 +14,7 @@ from nexa_core import digests
 from nexa_core.config.ask import AskConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_data.encoder import load_tokenizer
+from nexa_data.encoder import encoding_digest, load_tokenizer
 from nexa_llm.chat import ChatRequest, Message, Sampling
 from nexa_llm.served import Served
 from nexa_models.chat import prompt_ids, stop_ids
@@ -54,12 +54,11 @@ def open_local(config: AskConfig, layout: Layout) -> "LocalTeacher | Served":
         teacher = load_teacher(path, max_tokens=_longest(path), kind="chat")
         assert teacher.spec.pretrained is not None
         kind = "chat" if teacher.spec.pretrained.chat_template else "pairs"
-        spec, tokenizer_sha256 = replace(teacher.spec, kind=kind), teacher.spec.pretrained.files[TOKENIZER]
+        spec = replace(teacher.spec, kind=kind)
     else:
         teacher = load_teacher(path, max_tokens=1)
-        spec, tokenizer_sha256 = teacher.spec, digests.of_bytes((teacher.spec.tokenizer or "").encode())
-    teacher = move(replace(teacher, spec=spec), choose_device("auto"))
-    return LocalTeacher(teacher, name=config.teacher, tokenizer_sha256=tokenizer_sha256)
+        spec = teacher.spec
+    return LocalTeacher(move(replace(teacher, spec=spec), choose_device("auto")), name=config.teacher)
 
 
 class LocalTeacher:
@@ -71,17 +70,18 @@ class LocalTeacher:
 
     batch_size = BATCH_SIZE
 
-    def __init__(self, teacher: Teacher, *, name: str, tokenizer_sha256: str):
+    def __init__(self, teacher: Teacher, *, name: str):
         self.name = name
         self.digest = teacher.digest
-        self._model, self._spec, self._tokenizer_sha256 = teacher.model, teacher.spec, tokenizer_sha256
+        self._model, self._spec = teacher.model, teacher.spec
         assert teacher.spec.tokenizer is not None
+        self.tokenizer_sha256 = encoding_digest(teacher.spec.tokenizer)
         self._tokenizer = load_tokenizer(teacher.spec.tokenizer)
         self._stop_ids = stop_ids(teacher.spec)
         self._is_small = sum(each.numel() for each in teacher.model.parameters()) < MOST_SMALL_PARAMETERS
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[bytes]:
-        """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the fields of `Logprobs`.
+        """A body of OpenAI's protocol for each request; `logprobs.by_id` in its choice holds the rest of `Logprobs`.
 
         Raises:
             UserError: a request is of a kind that the model does not know.
@@ -145,7 +145,6 @@ class LocalTeacher:
                     "top_ids": written.top_ids,
                     "top_logprobs": written.top_logprobs,
                     "tail_mass": written.tail_mass,
-                    "tokenizer_sha256": self._tokenizer_sha256,
                 }
             }
         usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": len(written.ids)}

@@ -33,7 +33,7 @@ class Lesson:
     spec: ModelSpec
     teacher: TeacherFiles | None
     """None where answers, or what is stored of it beside them, are enough."""
-    outputs: Dataset | None
+    outputs: tuple[Dataset, ...]
     """Where that is stored."""
     is_sharded: bool
     """Whether the student's weights are cut into shards, so that its output layer can't be applied by itself."""
@@ -44,15 +44,16 @@ class Lesson:
         found: dict[str, Any] = {"loss": self.settings.loss.name}
         if self.teacher is not None:
             found["teacher"] = self.teacher.digest
-        if self.outputs is not None:
-            found["stored"] = self.outputs.fingerprint
+        if self.outputs:
+            fingerprints = [each.fingerprint for each in self.outputs]
+            found["stored"] = fingerprints[0] if isinstance(self.settings.stored, str) else fingerprints
         return found
 
     @property
     def parents(self) -> tuple[Path, ...]:
         """The files that the teacher, or what is stored of it, is read from."""
         teacher = () if self.teacher is None else (self.teacher.path,)
-        return teacher if self.outputs is None else (*teacher, self.outputs.manifest_path)
+        return (*teacher, *(each.manifest_path for each in self.outputs))
 
     def objective(self, device: torch.device) -> Objective:
         """What a microbatch's loss is, with the teacher loaded."""
@@ -101,9 +102,10 @@ def plan_lesson(
         raise UserError(
             f"distillation is for language models; a {spec.model['name']} has no teacher here. Leave it out."
         )
-    teacher = outputs = None
+    teacher: TeacherFiles | None = None
+    outputs: tuple[Dataset, ...] = ()
     if settings.stored is not None:
-        encoded, outputs = _bring_stored(settings.stored, encoded, dataset, layout)
+        encoded, outputs = _bring_stored(settings.stored, encoded, dataset, layout, spec)
     if settings.teacher is not None:
         teacher = find_teacher(layout.find(settings.teacher), max_tokens=spec.max_tokens, kind=spec.kind)
         check_same_tokens(teacher.spec, spec)
@@ -115,12 +117,15 @@ def plan_lesson(
     return encoded, Lesson(settings, spec, teacher, outputs, is_sharded)
 
 
-def _bring_stored(key: str, encoded: Encoded, dataset: Dataset, layout: Layout) -> tuple[Encoded, Dataset]:
+def _bring_stored(
+    stored: str | tuple[str, ...], encoded: Encoded, dataset: Dataset, layout: Layout, spec: ModelSpec
+) -> tuple[Encoded, tuple[Dataset, ...]]:
     if not isinstance(encoded, Sequences):
         raise UserError(
             "distillation.stored is for rows that are encoded for each run; leave output.sequence_tokens out."
         )
-    found, outputs = with_stored(encoded, dataset, key, layout)
+    keys = (stored,) if isinstance(stored, str) else stored
+    found, outputs = with_stored(encoded, dataset, keys, layout, spec)
     assert found.stored is not None
-    logger.info("log probabilities of %s: %s places", outputs.key, f"{len(found.stored.tail_mass):,}")
+    logger.info("log probabilities of %s: %s places", ", ".join(keys), f"{len(found.stored.tail_mass):,}")
     return found, outputs

@@ -2,94 +2,110 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as parquet
+import xxhash
 
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_data.datasets import Dataset, find_dataset
 from nexa_models.encoding import Sequences
-from nexa_models.stored import StoredTop
+from nexa_models.spec import ModelSpec
+from nexa_models.stored import PlacesInTheMaking
+from nexa_models.vocabulary import vocabulary_size
+from nexa_train.stored_file import StoredAnswers, check_tokenizers, read_answers
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("request_sha256", "token_ids", "top_ids", "top_logprobs", "tail_mass")
 MOST_DIFFERING = 0.05
 """Share of the rows that may be spelt in other tokens than their text is encoded in, as sampled answers sometimes are."""
-
-Places = tuple[Sequence[int], list[list[int]], list[list[float]], list[float]]
-"""Of an answer: its tokens, and at each the likeliest ones, their log probabilities, and the mass of the rest."""
+MISSING, DIFFERING, FOUND = 0, 1, 2
 
 
-def with_stored(sequences: Sequences, dataset: Dataset, key: str, layout: Layout) -> tuple[Sequences, Dataset]:
-    """The sequences with what is stored of the answers they are, and the dataset that it is from.
+def with_stored(
+    sequences: Sequences, dataset: Dataset, keys: Sequence[str], layout: Layout, spec: ModelSpec
+) -> tuple[Sequences, tuple[Dataset, ...]]:
+    """The sequences with what is stored of the answers they are, and the datasets that it is from.
+
+    Args:
+        keys: datasets of a teacher's answers, or of pairs, beside which the kept answers of all their sources lie. Where
+            several have an answer, the first counts.
 
     Raises:
-        UserError: the dataset is not there or has none stored, or too few of the rows are answers that it has.
+        UserError: a dataset is not there or has none stored, its ids are not of the student's tokenizer, or too few of the
+            rows are answers that it has.
     """
-    outputs = find_dataset(layout, key)
-    wanted = _requests_of(dataset)
-    stored = _read(outputs, set(wanted))
-    flat, offsets = sequences.tokens.flat, sequences.tokens.offsets
-    index = np.full(len(flat), -1, dtype=np.int64)
-    ids, logprobs, tails = list[list[int]](), list[list[float]](), list[float]()
-    num_missing = num_differing = 0
-    for number, row in enumerate(sequences.rows_N.tolist()):
-        found = stored.get(wanted[row] or "")
-        if found is None:
-            num_missing += 1
-            continue
-        places = np.flatnonzero(sequences.learned[offsets[number] : offsets[number + 1]]) + offsets[number]
-        tokens, top_ids, top_logprobs, tail = found
-        length = min(len(tokens), len(places))
-        if len(places) - length > 1 or not np.array_equal(flat[places[:length]], np.asarray(tokens[:length])):
-            num_differing += 1  # behind the answer itself only its end may follow
-            continue
-        index[places[:length]] = np.arange(len(tails), len(tails) + length)
-        ids += top_ids[:length]
-        logprobs += top_logprobs[:length]
-        tails += tail[:length]
-    _check(num_missing, num_differing, len(sequences), dataset, outputs)
-    width = max(map(len, ids), default=1)
-    made = StoredTop(
-        index,
-        np.array([[*each, *[-1] * (width - len(each))] for each in ids], dtype=np.int32).reshape(-1, width),
-        np.array([[*each, *[0.0] * (width - len(each))] for each in logprobs], dtype=np.float32).reshape(-1, width),
-        np.array(tails, dtype=np.float32),
+    outputs = tuple(find_dataset(layout, key) for key in keys)
+    for each in outputs:
+        check_tokenizers(each, spec)
+    matcher = _Matcher(sequences, _requests_of(dataset)[sequences.rows_N])
+    for each in outputs:
+        for answers in read_answers(each, num_ids=vocabulary_size(spec)):
+            matcher.match(answers)
+    _check(matcher.state_N, dataset, " and ".join(keys))
+    return replace(sequences, stored=matcher.places.done(matcher.index)), outputs
+
+
+class _Matcher:
+    """Finds the sequences that answers are, and holds what is stored of those answers."""
+
+    def __init__(self, sequences: Sequences, requests_N: np.ndarray):
+        self._sequences = sequences
+        self._order = np.argsort(requests_N, kind="stable")
+        self._ordered = requests_N[self._order]
+        self.state_N = np.full(len(sequences), MISSING, dtype=np.int8)
+        self.index = np.full(len(sequences.tokens.flat), -1, dtype=np.int64)
+        self.places = PlacesInTheMaking(at_most=int(sequences.learned.sum()))
+
+    def match(self, answers: StoredAnswers) -> None:
+        requests = _numbers(answers.requests)
+        begins, ends = (np.searchsorted(self._ordered, requests, side=side) for side in ("left", "right"))
+        for row in np.flatnonzero(begins < ends).tolist():
+            for number in self._order[begins[row] : ends[row]].tolist():
+                if self.state_N[number] != FOUND:
+                    self._match(number, answers, row)
+
+    def _match(self, number: int, answers: StoredAnswers, row: int) -> None:
+        first, last = self._sequences.tokens.offsets[number : number + 2]
+        targets = np.flatnonzero(self._sequences.learned[first:last]) + first
+        begin, end = answers.offsets[row : row + 2].tolist()
+        length = min(end - begin, len(targets))
+        targets, num_behind = targets[:length], len(targets) - length
+        if num_behind > 1 or not np.array_equal(
+            self._sequences.tokens.flat[targets], answers.token_ids[begin:][:length]
+        ):
+            self.state_N[number] = DIFFERING  # behind the answer itself only its end may follow
+            return
+        self.state_N[number] = FOUND
+        some = slice(begin, begin + length)
+        self.index[targets] = self.places.add(
+            answers.top_ids[some], answers.top_logprobs[some], answers.tail_mass[some]
+        )
+
+
+def _requests_of(dataset: Dataset) -> np.ndarray:
+    """For each training row the number of the request that it is the answer to; nobody asked what has none."""
+    column = dataset.read_split("train").column("extra_json")
+    return _numbers(json.loads(extra.as_py() or "{}").get("request_sha256") or "" for extra in column)
+
+
+def _numbers(requests: Iterable[str]) -> np.ndarray:
+    return np.array([xxhash.xxh3_64_intdigest(each.encode()) for each in requests], dtype=np.uint64)
+
+
+def _check(state_N: np.ndarray, dataset: Dataset, named: str) -> None:
+    num_rows, num_missing, num_differing = (
+        len(state_N),
+        int((state_N == MISSING).sum()),
+        int((state_N == DIFFERING).sum()),
     )
-    return replace(sequences, stored=made), outputs
-
-
-def _requests_of(dataset: Dataset) -> list[str | None]:
-    """The digest of the request that each training row is the answer to."""
-    column = dataset.read_split("train").column("extra_json").to_pylist()
-    return [json.loads(extra or "{}").get("request_sha256") for extra in column]
-
-
-def _read(outputs: Dataset, wanted: set[str | None]) -> Mapping[str, Places]:
-    (path,) = outputs.check_split("teacher_outputs")
-    found: dict[str, Places] = {}
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
-        for batch in file.iter_batches(512, columns=list(COLUMNS)):
-            for row in batch.to_pylist():
-                if row["request_sha256"] in wanted and row["top_ids"] is not None:
-                    found[row["request_sha256"]] = (
-                        row["token_ids"],
-                        row["top_ids"],
-                        row["top_logprobs"],
-                        row["tail_mass"],
-                    )
-    return found
-
-
-def _check(num_missing: int, num_differing: int, num_rows: int, dataset: Dataset, outputs: Dataset) -> None:
     if num_missing:
         raise UserError(
-            f"{num_missing:,} of {num_rows:,} rows of {dataset.key} have no log probabilities in {outputs.key}. Collect them "
-            "with `sampling: {logprobs: 20}`, and filter those answers."
+            f"{num_missing:,} of {num_rows:,} rows of {dataset.key} have no log probabilities in {named}. Collect them "
+            "with `sampling: {logprobs: 20}`, and filter those answers; where they come from several datasets of answers, "
+            "name all of them, or the filtered one."
         )
     if num_differing > MOST_DIFFERING * num_rows:
         raise UserError(

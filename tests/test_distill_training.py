@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -22,10 +20,7 @@ from nexa_core.errors import UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder, list_runs
 from nexa_core.trackers import read_json_lines
-from nexa_data import manifests
-from nexa_data.datasets import find_dataset, open_dataset
-from nexa_data.rows import SCHEMAS
-from nexa_distill.outputs import SCHEMA
+from nexa_data.datasets import open_dataset
 from nexa_models.checkpoint import load_checkpoint
 from nexa_models.divergences import Divergence
 from nexa_models.encoding import PackedRows, Sequences, encode
@@ -45,8 +40,12 @@ MOMENT = Moment(seed=0, step=0, index=0)
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Path]:
+    return teach(tmp_path_factory.mktemp("distill"))
+
+
+def teach(root: Path) -> tuple[Layout, Path]:
     """A laboratory with a trained teacher."""
-    layout = make_lab(tmp_path_factory.mktemp("distill"))
+    layout = make_lab(root)
     parameters = {**MODELS["causal_lm"]["parameters"], "hidden_size": 32, "dropout": 0.0}
     result = run(make_config("causal_lm", model={"parameters": parameters}, training={"epochs": 3}), layout=layout)
     return layout, layout.absolute(result.manifest["checkpoint"])
@@ -303,95 +302,6 @@ def test_in_bfloat16_the_student_learns_much_the_same(taught: tuple[Layout, Path
     assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
-# What is stored of a teacher.
-
-
-def store_answers(layout: Layout, teacher_path: Path, *, num_top: int, differ: int = 0) -> None:
-    """The training pairs as if the teacher had answered them, with its log probabilities."""
-    teacher = load_teacher(teacher_path, max_tokens=32)
-    pairs = open_dataset(layout, "pairs", "v1")
-    outputs, rows, splits = [], {"train": [], "val": []}, {}
-    for split in ("train", "val"):
-        table = pairs.read_split(split)
-        encoded = encode(table, teacher.spec)
-        for number, row in enumerate(table.to_pylist()):
-            batch = encoded.batch(np.array([number]))
-            with torch.no_grad():
-                log_probs = torch.log_softmax(teacher.model(**batch.inputs), -1)
-            top, ids = log_probs.topk(num_top, -1)
-            key = f"request {row['row_id']}"
-            tokens = batch.targets.tolist()
-            if differ and split == "train" and number < differ:
-                tokens = [*reversed(tokens)]
-            made: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-            made |= {
-                "row_id": row["row_id"],
-                "prompt": row["prompt"],
-                "completion": row["completion"],
-                "status": "answered",
-            }
-            made |= {"request_sha256": key, "token_ids": tokens, "top_ids": ids.tolist(), "top_logprobs": top.tolist()}
-            made["tail_mass"] = (1 - top.exp().sum(-1)).clamp(min=0).tolist()
-            outputs.append(made)
-            rows[split].append({**row, "extra_json": json.dumps({"request_sha256": key})})
-    folder = layout.processed / "distillation"
-    paths = {"teacher_outputs": folder / "teacher_outputs" / "stored_v1.parquet"}
-    for split in rows:
-        paths[split] = folder / "sft_datasets" / f"learn_v1{'' if split == 'train' else '.val'}.parquet"
-    for name, path in paths.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        given, schema = (outputs, SCHEMA) if name == "teacher_outputs" else (rows[name], SCHEMAS["pairs"])
-        parquet.write_table(pyarrow.Table.from_pylist(given, schema=schema), path)
-        splits[name] = manifests.describe_file(layout, path, rows=len(given))
-    base = {
-        **pairs.manifest,
-        "category": "distillation",
-        "config": {"output": {"name": "x"}},
-        "rejects": None,
-        "scores": None,
-    }
-    learn = {name: splits[name] for name in rows} | {"test": splits["val"]}
-    for name, of in (("stored", {"teacher_outputs": splits["teacher_outputs"]}), ("learn", learn)):
-        manifest = {**base, "name": name, "version": "v1", "splits": of}
-        durable.write_json(layout.dataset_manifests("distillation") / f"{name}_v1.json", manifest)
-
-
-LEARN = {"dataset": "learn", "version": "v1", "category": "distillation"}
-
-
-def test_everything_stored_is_as_good_as_the_teacher(taught: tuple[Layout, Path]) -> None:
-    layout, teacher = taught
-    store_answers(layout, teacher, num_top=300)  # the whole vocabulary
-    loss = {"name": "reverse_kl", "weight": 0.7}
-    stored = run(student(None, loss, data=LEARN, distillation={"stored": "stored_v1"}), layout=layout)
-    live = run(student(teacher, loss, data=LEARN), layout=layout)
-    assert losses(stored.run) == pytest.approx(losses(live.run), rel=1e-3)
-    lineage = json.loads(stored.run.lineage.read_text())
-    outputs = find_dataset(layout, "stored_v1")
-    assert lineage["inputs"]["distillation"]["stored"] == outputs.fingerprint
-    assert layout.relative(outputs.manifest_path) in lineage["parents"]
-
-
-def test_the_likeliest_tokens_are_enough_to_learn_from(taught: tuple[Layout, Path]) -> None:
-    layout, teacher = taught
-    store_answers(layout, teacher, num_top=8, differ=3)
-    more = {
-        "training": {"max_steps": 12, "optimizer": {"name": "adamw", "lr": 0.03}},
-        "distillation": {"stored": "stored_v1"},
-    }
-    found = losses(run(student(None, {"name": "forward_kl", "weight": 1.0}, data=LEARN, **more), layout=layout).run)
-    assert found[-1] < 0.8 * found[0]
-
-
-def test_answers_in_other_tokens_are_refused(taught: tuple[Layout, Path]) -> None:
-    layout, teacher = taught
-    store_answers(layout, teacher, num_top=4, differ=60)
-    with pytest.raises(UserError, match="are encoded in other tokens than the teacher wrote"):
-        run(student(None, {"name": "forward_kl"}, data=LEARN, distillation={"stored": "stored_v1"}), layout=layout)
-    with pytest.raises(UserError, match="have no log probabilities in stored_v1"):
-        run(student(None, {"name": "forward_kl"}, distillation={"stored": "stored_v1"}), layout=layout)
-
-
 # Settings.
 
 
@@ -446,13 +356,6 @@ def test_preflight_counts_the_teacher(taught: tuple[Layout, Path]) -> None:
     paces = [each.pace.seconds_per_step for each in both if each is not None and each.pace is not None]
     assert taken[0] >= taken[1] + 0.9 * here.memory.teacher
     assert paces[0] > paces[1]
-
-
-def test_preflight_counts_what_is_stored(taught: tuple[Layout, Path]) -> None:
-    layout, teacher = taught
-    store_answers(layout, teacher, num_top=8)
-    config = student(None, {"name": "forward_kl"}, data=LEARN, distillation={"stored": "stored_v1"})
-    assert examine(config, layout).forecast is not None
 
 
 def test_preflight_says_that_a_teacher_is_not_there(taught: tuple[Layout, Path]) -> None:

@@ -7,6 +7,7 @@ import email.utils
 import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nexa_core import digests, durable
 from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
 from nexa_core.errors import NexaError, UserError
+from nexa_core.paths import Layout
 from nexa_llm import pace
+from nexa_llm.ask import Teachers, opened
 from nexa_llm.budget import Budget, most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
@@ -490,6 +494,72 @@ def test_a_file_that_holds_no_answers_is_refused(tmp_path: Path, line: str, said
     path.write_text(line + "\n")
     with pytest.raises(UserError, match=said):
         Recorded(AskConfig(teacher=f"recorded:{path}"), path)
+
+
+def test_a_recording_that_is_changed_later_still_has_the_answers_that_its_digest_says(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "a", "completion": "1"}\n{"prompt": "a\\u0000", "completion": "\\u0000 2"}\n')
+    with opened(AskConfig(teacher=f"recorded:{path}"), Layout(tmp_path)) as teacher:
+        path.write_text('{"prompt": "b", "completion": "3"}\n')
+        assert [teacher.answer(request(text)).text for text in ("a", "a\0", "b")] == ["1", "\0 2", None]
+        assert digests.of_file(path) != teacher.sha256
+
+
+def test_a_recording_is_not_held_in_memory(tmp_path: Path) -> None:
+    rows = ({"prompt": f"Question {number}?", "completion": f"{number} " * 300} for number in range(50_000))
+    durable.write_json_lines(tmp_path / "answers.jsonl", rows)
+    size = (tmp_path / "answers.jsonl").stat().st_size / 1024
+    code = f"""
+import resource
+from pathlib import Path
+from nexa_core.config.ask import AskConfig
+from nexa_llm.chat import ChatRequest
+from nexa_llm.recorded import Recorded
+path = Path({str(tmp_path / "answers.jsonl")!r})
+config = AskConfig(teacher=f"recorded:{{path}}")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+teacher = Recorded(config, path)
+for number in range(0, 50_000, 7):
+    answer = teacher.answer(ChatRequest(({{"role": "user", "content": f"Question {{number}}?"}},)))
+    assert answer.text.startswith(f"{{number}} ")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < size / 4, f"KiB, for a file of {size:,.0f}"
+
+
+def test_a_disk_without_room_for_the_copy_of_a_recording_is_told(tmp_path: Path) -> None:
+    rows = ({"prompt": f"Question {number}?", "completion": "So it is. " * 300} for number in range(5_000))
+    durable.write_json_lines(tmp_path / "answers.jsonl", rows)
+    code = f"""
+import resource
+from pathlib import Path
+from nexa_core.config.ask import AskConfig
+from nexa_core.errors import NexaError
+from nexa_llm.recorded import Recorded
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+path = Path({str(tmp_path / "answers.jsonl")!r})
+try:
+    Recorded(AskConfig(teacher=f"recorded:{{path}}"), path)
+except NexaError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is copied to the folder for temporary files (TMPDIR)" in done.stdout
+
+
+def test_teachers_are_opened_once_and_closed_together(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "a", "completion": "1"}\n')
+    recorded, server = AskConfig(teacher=f"recorded:{path}"), AskConfig(teacher="openai:m", base_url="http://h/v1")
+    with ExitStack() as stack:
+        teachers = Teachers(Layout(tmp_path), stack)
+        first = teachers.of(recorded)
+        assert first is teachers.of(recorded.model_copy())
+        assert teachers.of(server) is teachers.of(server)
+        assert first.answer(request("a")).text == "1"
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        first.answer(request("a"))
 
 
 # Settings.

@@ -1,6 +1,7 @@
 """Teachers that run in this process: the shipped one knows its subject, and answers depend on the request alone."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from nexa_core import digests
 from nexa_core.config.ask import AskConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_data.encoder import encoding_digest
 from nexa_data.sources.word_problems import parts_of, problems
 from nexa_distill.answers import final_answer
-from nexa_llm.ask import ask
+from nexa_llm.ask import Teachers, ask
 from nexa_llm.chat import ChatRequest, Sampling
 from nexa_models.checkpoint import load_checkpoint, model_of
 from nexa_models.local_teacher import LocalTeacher, open_local
@@ -121,7 +123,7 @@ def test_logprobs_are_those_of_the_model(teacher: LocalTeacher, held_out: list[A
             assert logprobs[top_ids].tolist() == pytest.approx(top_logprobs, abs=1e-4)
             assert tail == pytest.approx(1 - float(logprobs[top_ids].exp().sum()), abs=1e-5)
         assert stated["token_ids"][-1] == 2, "the end is a token that a student learns as well"
-        assert stated["tokenizer_sha256"] == digests.of_file(SHIPPED / "tokenizer.json")
+    assert teacher.tokenizer_sha256 == encoding_digest((SHIPPED / "tokenizer.json").read_text())
 
 
 def test_an_answer_ends_at_its_limit_or_at_a_text(teacher: LocalTeacher, held_out: list[Any]) -> None:
@@ -173,5 +175,16 @@ def test_its_answers_are_stored_and_not_made_twice(tmp_path: Path, held_out: lis
     again = list(ask(asked, config, layout, purpose="test"))
     assert [each.text for each in first] == [each.text for each in again] == [each.answer for each in held_out[:5]]
     assert [each.is_new for each in first + again] == [True] * 5 + [False] * 5
-    assert again[0].logprobs is not None
+    assert first[0].logprobs == again[0].logprobs is not None
     assert len(again[0].logprobs.top_ids) == again[0].completion_tokens
+    assert again[0].logprobs.tokenizer_sha256 == encoding_digest((SHIPPED / "tokenizer.json").read_text())
+
+
+def test_of_local_teachers_the_last_one_is_held(tmp_path: Path) -> None:
+    one, other = AskConfig(teacher=NAME), AskConfig(teacher=NAME, system_prompt="Be kind.")
+    with ExitStack() as stack:
+        teachers = Teachers(Layout(tmp_path), stack)
+        first = teachers.of(one)
+        assert teachers.of(one) is first
+        assert teachers.of(other) is teachers.of(other) is not first
+        assert teachers.of(one) is not first

@@ -18,12 +18,16 @@ import pytest
 from nexa_core.config import DistillConfig
 from nexa_core.config.ask import AskConfig, SamplingConfig
 from nexa_core.config.distill import CollectConfig
+from nexa_core.config.distill_filter import RegenerateConfig
 from nexa_core.errors import NexaError, UserError
 from nexa_core.paths import Layout
 from nexa_data.sources.word_problems import read_word_problems
 from nexa_distill.collect_teacher import Collected, collect
+from nexa_distill.filter_pairs import filter_pairs
+from nexa_distill.regenerate import regenerate
 from nexa_llm.ask import open_teacher
 from tests.conftest import FinishedLab
+from tests.teacher_answers import row, settings, write_outputs
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "nexa_distill" / "teacher"
@@ -102,6 +106,21 @@ def test_answers_are_the_models_and_the_server_begins_once_and_ends(desk: Path) 
     again = collected(desk, "again", "vllm")
     assert (again.asked.num_bought, again.asked.num_reused) == (0, NUM_PROMPTS)
     assert (desk / "begun").read_text() == "once\n"
+
+
+def test_asking_again_in_several_batches_begins_one_server(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = parquet.read_table(desk / "inputs.parquet")["prompt"].to_pylist()
+    failed = [row(str(number), None, prompt=prompt, status="failed") for number, prompt in enumerate(prompts[:4])]
+    write_outputs(desk, [row("good", "A good answer."), *failed])
+    filtering = settings(desk, [{"name": "length", "min_words": 1}])
+    filter_pairs(filtering, Layout(desk))
+    teacher = CollectConfig(teacher=f"local:{TEACHER}", engine="vllm", sampling=SamplingConfig(max_tokens=40))
+    config = filtering.model_copy(update={"collect": teacher, "regenerate": RegenerateConfig(max_tries=1)})
+    monkeypatch.setattr("nexa_distill.regenerate.PROMPTS_AT_ONCE", 2)
+    made = regenerate(config, Layout(desk))
+    assert made.manifest["statuses"]["answered"] == 4
+    assert (desk / "begun").read_text() == "once\n"
+    assert not processes(str(desk / "bin" / "vllm"))
 
 
 def test_the_server_ends_with_a_run_that_is_killed(desk: Path) -> None:

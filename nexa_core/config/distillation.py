@@ -89,8 +89,8 @@ class Distillation(Settings):
     loss: Loss = SequenceLoss(name="sequence")
     teacher: str | None = None
     """The model itself: a checkpoint (.pt) or a folder as transformers writes it."""
-    stored: str | None = None
-    """Or the log probabilities that were collected with its answers: a dataset of teacher_outputs."""
+    stored: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Or the log probabilities that were collected with its answers: datasets of teacher_outputs, or of the filtered pairs."""
     on_policy: OnPolicy | None = None
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:

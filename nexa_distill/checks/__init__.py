@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 
@@ -19,6 +19,9 @@ from nexa_core.config.distill_filter import (
 from nexa_core.lookup import look_up
 from nexa_core.paths import Layout
 from nexa_llm.spent import Spent
+
+if TYPE_CHECKING:  # what only a judge needs
+    from nexa_llm.ask import Teachers
 
 CHECKS = {
     "math": "nexa_distill.checks.math:check_math",
@@ -90,12 +93,20 @@ def rejected(reason: str, detail: str = "", **scores: float) -> Verdict:
     return Verdict(Rejection(reason, detail), scores)
 
 
-def open_check(settings: Any, layout: Layout, *, purpose: str = "judge", spent: Spent | None = None) -> Check:
+def open_check(
+    settings: Any,
+    layout: Layout,
+    *,
+    purpose: str = "judge",
+    spent: Spent | None = None,
+    teachers: "Teachers | None" = None,
+) -> Check:
     """The check that a step's settings name.
 
     Args:
         purpose: what a judge's answers are bought for, as the ledger has it.
         spent: is told what a judge was asked.
+        teachers: hold a judge open between the calls of its check.
 
     Raises:
         UserError: a file that they name is not there, or a user's own function cannot be imported.
@@ -106,7 +117,7 @@ def open_check(settings: Any, layout: Layout, *, purpose: str = "judge", spent: 
     if isinstance(settings, JudgeCheck):
         from nexa_distill.checks.judge import check_judge
 
-        return check_judge(settings, layout, purpose=purpose, spent=spent)
+        return check_judge(settings, layout, purpose=purpose, spent=spent, teachers=teachers)
     if isinstance(settings, OwnCheck):
         from nexa_distill.checks.own import check_own
 

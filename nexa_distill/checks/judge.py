@@ -9,7 +9,7 @@ from nexa_core.config.distill_filter import JudgeCheck
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_distill.checks import Check, Pair, Rejection, Verdict
-from nexa_llm.ask import ask, sampling_of
+from nexa_llm.ask import Teachers, ask, sampling_of
 from nexa_llm.chat import Answer, ChatRequest
 from nexa_llm.prices import as_usd
 from nexa_llm.spent import Spent
@@ -20,7 +20,14 @@ COST = "cost_usd"
 """The score that says what the judge itself cost."""
 
 
-def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str, spent: Spent | None = None) -> Check:
+def check_judge(
+    settings: JudgeCheck,
+    layout: Layout,
+    *,
+    purpose: str,
+    spent: Spent | None = None,
+    teachers: Teachers | None = None,
+) -> Check:
     """The check that asks; while it runs it raises OutOfBudget, or GateError where much fails, and what was bought is kept."""
     template = judge_template(settings, layout)
     sampling = sampling_of(settings.ask)
@@ -40,7 +47,8 @@ def check_judge(settings: JudgeCheck, layout: Layout, *, purpose: str, spent: Sp
     def check(pairs: Sequence[Pair]) -> list[Verdict]:
         nonlocal num_judged
         limit = settings.max_cost_usd
-        answers = ask(map(request, pairs), settings.ask, layout, purpose=purpose, max_cost_usd=limit)
+        judge = teachers.of(settings.ask) if teachers else None
+        answers = ask(map(request, pairs), settings.ask, layout, purpose=purpose, max_cost_usd=limit, teacher=judge)
         verdicts, paid = [], []
         for answer in answers:
             num_judged += 1
