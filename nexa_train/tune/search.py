@@ -248,8 +248,8 @@ def ending_text(study: Study, trial: Trial, best: Trial | None) -> str:
     """The line on a trial that has ended."""
     ending = trial.ending
     assert ending is not None
-    outcome = (ending.reason or "").rstrip(".") if ending.value is None else f"{study.metric} {ending.value:.6g}"
-    told = "" if best is None or best.ending is None else f"; best {best.ending.value:.6g} (trial {best.number})"
+    outcome = (ending.reason or "").rstrip(".") if ending.value is None else f"{study.metric} {ending.value_text}"
+    told = "" if best is None or best.ending is None else f"; best trial {best.number}: {best.ending.value_text}"
     return f"trial {trial.number} {ending.state}: {outcome}, {ending.seconds:.1f} s, {values_text(trial.values)}{told}"
 
 
