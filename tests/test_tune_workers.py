@@ -7,22 +7,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
-from nexa_core import holder
+from nexa_core import durable, holder
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_train.tune.again import train_again
-from nexa_train.tune.records import Trial
+from nexa_train.tune.records import Ending, Trial
 from tests.postgres import Postgres
 from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
 
 NUM_TRIALS = 8
+LR = "training.optimizer.lr"
 STUDY: dict[str, Any] = {"strategy": "tpe", "parallel": 4, "pruner": {"name": "asha", "reduction_factor": 2}}
 
 
@@ -189,6 +191,73 @@ def test_a_trial_that_learns_from_others_needs_them(lab: Layout, tmp_path: Path)
     path = write_study(tmp_path / "run.yaml", strategy="tpe")
     with pytest.raises(UserError, match="drawn from the results of trials 0 to 2, and 3 of them"):
         train_again(search_of(path, lab), 6)
+
+
+def test_a_trial_is_drawn_without_the_studys_lock_and_begun_once(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may take what is being drawn; then the next one is drawn."""
+    path = write_study(tmp_path / "run.yaml", strategy="tpe")
+    slow, fast = search_of(path, lab), search_of(path, lab)
+    draw, drawn, taken = slow.mirror.draw, [], []
+
+    def draw_slowly(number: int, trials: list[Trial]) -> Any:
+        durable.Journal(lab.artifacts / "tune" / "test_tune" / "journal.jsonl").close()  # not held by anyone
+        drawn.append(number)
+        if number == 0:
+            taken.append(fast._next(2))
+        return draw(number, trials)
+
+    monkeypatch.setattr(slow.mirror, "draw", draw_slowly)
+    found = slow._next(2)
+    assert (taken[0].number, found.number, drawn) == (0, 1, [0, 1])
+    assert [trial.values for trial in slow.trials()] == [taken[0].trials[0].values, found.trials[1].values]
+    for each in (taken[0], found):
+        each.hold.release()
+
+
+def test_another_strategy_under_the_same_name_is_noticed(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    one, other = search_of(path, lab), search_of(path, lab)
+
+    def draw_otherwise(number: int, trials: list[Trial]) -> Any:
+        other._next(1)
+        return {LR: 0.5}
+
+    monkeypatch.setattr(one.mirror, "draw", draw_otherwise)
+    with pytest.raises(UserError, match=r"draws .* for trial 0, and drew"):
+        one._next(1)
+
+
+def test_a_worker_that_waits_looks_seldom_and_is_there_at_once(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    search, other = search_of(path, lab), search_of(path, lab)
+    seen = other._next(1)
+    assert seen.hold is not None
+    looks, read = [], search.storage.read_trials
+
+    def counted() -> list[Trial]:
+        looks.append(time.monotonic())
+        return read()
+
+    monkeypatch.setattr(search.storage, "read_trials", counted)
+    waiting = threading.Thread(target=search.work, args=(1,), daemon=True)
+    waiting.start()
+    time.sleep(3.0)
+    assert 2 <= len(looks) <= 6
+    with (lab.artifacts / "tune" / "test_tune" / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"kind": "en')  # what a worker that is killed now leaves
+    time.sleep(1.0)
+    with other.storage.locked():
+        other.storage.end_trial(0, Ending("complete", 1.0))
+    began = time.monotonic()
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert looks[-1] - began < 1.5
 
 
 @pytest.mark.slow
