@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +20,11 @@ from nexa_core import durable, holder
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
+from nexa_ops.runs.control import stop
+from nexa_ops.runs.searches import stop_search, study_of
+from nexa_ops.runs.states import Found, Standing, find_runs, standing_of
 from nexa_train.tune.again import train_again
+from nexa_train.tune.presence import taking_part
 from nexa_train.tune.records import Ending, Trial
 from tests.postgres import Postgres
 from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
@@ -113,6 +119,48 @@ def test_ctrl_c_once_ends_the_workers_saved_and_twice_at_once(lab: Layout, alone
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert found(trials_of(path, lab, NUM_TRIALS)) == found(alone)
     assert_each_ran_once(lab)
+
+
+@pytest.mark.parametrize(
+    "what", ["trial", pytest.param("study", marks=pytest.mark.slow), pytest.param("now", marks=pytest.mark.slow)]
+)
+def test_a_search_is_stopped_as_a_whole_by_its_name_or_one_of_its_trials(
+    what: str, lab: Layout, tmp_path: Path
+) -> None:
+    """A trial alone would be taken up by the next worker."""
+    path = write_study(tmp_path / "run.yaml", training={"epochs": 20_000})
+    process = start(lab, command_for(path, "--workers", "2"))
+
+    def running() -> list[Found]:
+        standings = [(each, standing_of(each)) for each in find_runs(lab)]
+        return [each for each, standing in standings if standing and standing.state == "running"]
+
+    wait_until(lambda: len(running()) == 2)
+    workers, trial = workers_of(process), running()[0]
+    if what == "trial":
+        stopped = stop(lab, trial, now=False, wait_seconds=120)
+        assert stopped.as_text().startswith(
+            f"run {trial.run_id} is a trial of search test_tune, and its command has ended"
+        )
+    else:
+        stopped = stop_search(lab, "test_tune", now=what == "now", wait_seconds=120)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if what == "now" else 143), said
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60)
+    assert running() == []
+    with pytest.raises(UserError, match="no nexa tune command of this machine works on study test_tune"):
+        stop_search(lab, "test_tune", now=False, wait_seconds=1)
+    assert [trial.ending for trial in search_of(path, lab).trials()] == [None, None]
+
+
+def test_a_run_in_a_searchs_folder_is_no_trial_of_it(lab: Layout, tmp_path: Path) -> None:
+    """A run of the user's own beside the trials, while the search goes on, is stopped alone."""
+    found = Found(RunFolder(lab.runs / "s" / "mlp_t000_20260102_030405"), datetime.now(UTC), 1, is_finished=False)
+    with taking_part(lab.artifacts / "tune" / "s"):
+        assert study_of(lab, found, Standing("running", holder.this_process())) == "s"
+        above = replace(holder.this_process(), pid=os.getppid())
+        assert study_of(lab, found, Standing("running", above)) is None
+    assert study_of(lab, found, Standing("running", holder.this_process())) is None
 
 
 def test_a_trial_that_ends_its_workers_is_recorded_as_failed_by_its_user(lab: Layout, tmp_path: Path) -> None:
