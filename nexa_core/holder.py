@@ -108,8 +108,7 @@ def hold(run: RunFolder, *, num_steps: int | None = None, config: str | None = N
         Held: another process has it.
     """
     with _taken(run) as lock:
-        me = Holder(os.getpid(), socket.gethostname(), _boot(), started_at(os.getpid()) or 0, num_steps, config)
-        note = Note(lock, me)
+        note = Note(lock, replace(this_process(), num_steps=num_steps, config=config))
         note.write(None)
         durable.remove(_ending_path(run))
         try:
@@ -120,10 +119,19 @@ def hold(run: RunFolder, *, num_steps: int | None = None, config: str | None = N
             raise
 
 
+def this_process() -> Holder:
+    return Holder(os.getpid(), socket.gethostname(), _boot(), started_at(os.getpid()) or 0)
+
+
 def read_holder(run: RunFolder) -> Holder | None:
     """The process that wrote to the run last; None where none said so."""
+    return read_note(_lock_path(run))
+
+
+def read_note(path: Path) -> Holder | None:
+    """What a process has said of itself in a file that it locked; None where none did."""
     try:
-        return Holder(**json.loads(_lock_path(run).read_bytes()))
+        return Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -162,14 +170,25 @@ def at_rest(run: RunFolder, *, alone: bool = False) -> Iterator[bool]:
         yield True
 
 
+def ancestors_of(pid: int) -> Iterator[int]:
+    """The process that started one of this machine, the one that started that, and so on."""
+    while (numbers := _numbers_of(pid)) is not None and (pid := int(numbers[1])) > 1:
+        yield pid
+
+
 def started_at(pid: int) -> int | None:
     """When a process of this machine began, in the kernel's ticks; None where there is none, or the system does not say."""
+    numbers = _numbers_of(pid)
+    return None if numbers is None or numbers[0] == "Z" else int(numbers[19])
+
+
+def _numbers_of(pid: int) -> list[str] | None:
+    """The system's line on a process, from its state on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *numbers = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state == "Z" else int(numbers[18])
+    return stat.rpartition(")")[2].split()  # the name before it may hold anything
 
 
 def _taken(run: RunFolder) -> TextIO:

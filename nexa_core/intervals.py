@@ -60,6 +60,28 @@ def mean_t(values_N: NDArray[np.float64], *, lowest: float = -math.inf) -> Inter
     return Interval(max(lowest, mean - half), mean + half, "t")
 
 
+def ratio_t(
+    *, num_units: int, top: float, bottom: float, top_squared: float, product: float, bottom_squared: float
+) -> Interval:
+    """Student's interval of a ratio of two sums over units that were drawn together, as rows are with their tokens.
+
+    With `bottom` 1 in each unit it is the interval of a mean. One unit bounds nothing.
+
+    Args:
+        num_units: those with something below the line.
+        top, bottom: the two sums over the units; `top_squared`, `product` and `bottom_squared` those of the squares and
+            of top times bottom.
+
+    Source: Cochran 1977, Sampling Techniques, section 6.4 (the linearised variance of a ratio).
+    """
+    if num_units < 2:
+        return Interval(-math.inf, math.inf, "none")
+    ratio = top / bottom
+    squares = max(0.0, top_squared - 2 * ratio * product + ratio * ratio * bottom_squared)
+    half = _t_quantile(num_units) * math.sqrt(squares * num_units / (num_units - 1)) / bottom
+    return Interval(ratio - half, ratio + half, "t")
+
+
 def resampled_sums(columns: Sequence[NDArray[Any]], *, seed: int) -> NDArray[np.float64]:
     """Sums of each column over NUM_RESAMPLES draws of rows with replacement, the same draws for all columns (B, C).
 

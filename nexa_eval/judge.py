@@ -14,7 +14,7 @@ from nexa_core.lookup import unknown
 from nexa_core.paths import Layout
 from nexa_eval.evaluate import EvaluationResult, assign, carry_out, utc_now
 from nexa_models.results import metrics_text
-from nexa_models.scores import CLASSIFIER_SCORES, LANGUAGE_MODEL_SCORES
+from nexa_models.scores import CLASSIFIER_SCORES, LANGUAGE_MODEL_SCORES, interval_text
 
 RUBRICS = Path(__file__).parent / "rubrics"
 
@@ -144,6 +144,7 @@ def apply_gate(gate: Gate, metrics: Mapping[str, Mapping[str, Any]]) -> GateResu
     enough = metric["num_rows"] >= gate.min_rows
     what = "the interval's worse end" if gate.counts == "interval" else "the score"
     reason = f"{wanted}: {what} is {'without bound' if counted is None else f'{counted:.4f}'}"
+    reason += f" ({interval_text(metric['low'], metric['high'])})" if gate.counts == "value" else ""
     if not enough:
         reason += f", but measured on {metric['num_rows']} rows, fewer than the {gate.min_rows} it asks for"
     return GateResult(*asked, counted, metric["num_rows"], holds and enough, reason)

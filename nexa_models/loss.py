@@ -14,11 +14,19 @@ CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy in nats of logits (n, classes), summed over the targets (n,) that are not `IGNORED`; float32."""
-    most = max(1, CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cuda"]) // (4 * logits.shape[-1]))
+    most = _chunk_rows(logits)
     if len(logits) <= most:
         return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
     loss: Tensor = _ChunkedCrossEntropy.apply(logits, targets, most)
     return loss
+
+
+def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats of logits (n, classes) with each of the targets (n,), 0 for those that are `IGNORED`; float32."""
+    most = _chunk_rows(logits)
+    pairs = zip(logits.split(most), targets.split(most), strict=True)
+    chunks = [functional.cross_entropy(a.float(), b, ignore_index=IGNORED, reduction="none") for a, b in pairs]
+    return torch.cat(chunks)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -48,6 +56,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scores.scatter_add_(1, _places(wanted), scores.new_full((len(wanted), 1), -1.0))
             out.copy_(scores.mul_((gradient * (wanted != IGNORED))[:, None]))
         return of_logits, None, None
+
+
+def _chunk_rows(logits: Tensor) -> int:
+    return max(1, CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cuda"]) // (4 * logits.shape[-1]))
 
 
 def _places(targets: Tensor) -> Tensor:

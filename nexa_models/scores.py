@@ -27,6 +27,12 @@ def main_score(names: Collection[str]) -> str | None:
     return next((name for name in ("accuracy", "bits_per_byte") if name in names), None)
 
 
+def score_text(name: str, value: float, low: float | None, high: float | None) -> str:
+    """`accuracy 0.9500 (0.9400 to 0.9600)`."""
+    interval = "interval unknown" if low is None and high is None else interval_text(low, high)
+    return f"{name} {value:.4f} ({interval})"
+
+
 def interval_text(low: float | None, high: float | None) -> str:
     """`0.9400 to 0.9700`; an end that is None has no bound."""
     low_text = "-infinity" if low is None else f"{low:.4f}"

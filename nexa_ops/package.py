@@ -195,7 +195,7 @@ def _prove(
         num_rows=rows.table.num_rows,
         split_rows=rows.split_rows,
         metric=main_score_of(spec),
-        value=score_of(predictions, spec),
+        value=score_of(predictions, spec).value,
         batch_size=asked.batch_size,
         generate_rows=asked.generate_rows,
         max_new_tokens=asked.max_new_tokens,

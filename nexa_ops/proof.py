@@ -11,6 +11,7 @@ from pydantic import Field
 
 from nexa_core.config import Settings
 from nexa_core.errors import GateError, UserError
+from nexa_core.metrics import Metric
 from nexa_data.rows import SCHEMAS, plain_messages
 from nexa_models.chat import encode_conversations
 from nexa_models.lora import BOUND, BOUND_QUANTIZED
@@ -85,7 +86,7 @@ def main_score_of(spec: ModelSpec) -> str:
     return name
 
 
-def score_of(predictions: pa.Table, spec: ModelSpec) -> float:
+def score_of(predictions: pa.Table, spec: ModelSpec) -> Metric:
     """The main score of some predictions.
 
     Raises:
@@ -96,7 +97,7 @@ def score_of(predictions: pa.Table, spec: ModelSpec) -> float:
         raise GateError(
             f"The proof's {predictions.num_rows} rows have nothing in them that {main_score_of(spec)} is of."
         )
-    return metrics[main_score_of(spec)].value
+    return metrics[main_score_of(spec)]
 
 
 def proof_columns(spec: ModelSpec) -> list[str]:

@@ -11,9 +11,11 @@ import torch
 from nexa_core.config import RunConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.manifest import read_manifest
+from nexa_core.metrics import Metric
 from nexa_models.lora import merged_settings
 from nexa_models.numerics import make_deterministic
 from nexa_models.predict import predict
+from nexa_models.scores import interval_text
 from nexa_models.spec import ModelSpec
 from nexa_ops import contents
 from nexa_ops.archive import unpack
@@ -67,14 +69,14 @@ def verify(tarball: Path, *, trusted: str | None = None) -> Report:
         model = contents.read_model(folder, spec, trusted=trusted)
         proof, rows, recorded = read_proof(folder, spec)
         predictions = predict(model, spec, rows, proof.asked, device=torch.device("cpu"))
-        value = score_of(predictions, spec)
+        score = score_of(predictions, spec)
         num_weights = sum(weight.numel() for weight in model.parameters())
         checks = [
             Check("files", True, f"{num_files} files, every digest holds"),
             Check("model", True, f"{spec.model['name']} with {num_weights:,} weights, rebuilt"),
             _compare_predictions(predictions, recorded, spec),
-            _compare_score(proof, value),
-            _compare_records(folder, spec, proof, value),
+            _compare_score(proof, score),
+            _compare_records(folder, spec, proof, score.value),
         ]
         if proof.merged is not None:
             checks.append(Check("merge", proof.merged.is_near, f"when packed, {proof.merged.as_text()}"))
@@ -92,9 +94,11 @@ def _compare_predictions(ours: pa.Table, recorded: pa.Table, spec: ModelSpec) ->
     )
 
 
-def _compare_score(proof: Proof, value: float) -> Check:
+def _compare_score(proof: Proof, score: Metric) -> Check:
+    value, told = score.value, score.as_json()
     on = f"{proof.num_rows} rows, {'all' if proof.is_whole else 'a fixed part'} of the split's {proof.split_rows}"
-    says = f"{value:.6f} on {on}" + ("" if value == proof.value else f"; recorded was {proof.value:.6f}")
+    recorded = "" if value == proof.value else f"; recorded was {proof.value:.6f}"
+    says = f"{value:.6f} ({interval_text(told['low'], told['high'])}) on {on}{recorded}"
     return Check(proof.metric, abs(value - proof.value) <= TOLERANCE, says)
 
 

@@ -79,7 +79,7 @@ class Milestones:
         job = self._job
         if not len(job.validation):
             return
-        loss, accuracy = validate(
+        found = validate(
             state.model,
             job.validation,
             batch_size=job.config.evaluation.batch_size,
@@ -87,12 +87,12 @@ class Milestones:
             device=job.device,
             compiled=job.config.training.compile,
         )
-        if not math.isfinite(loss):
-            raise GateError(f"The validation loss is {loss} at step {state.step}; lower training.optimizer.lr.")
-        state.history.append({"step": state.step, "loss": loss, "accuracy": accuracy})
-        self._tracker.log(state.step, {"val_loss": loss, "val_accuracy": accuracy})
+        if not math.isfinite(found.loss):
+            raise GateError(f"The validation loss is {found.loss} at step {state.step}; lower training.optimizer.lr.")
+        state.history.append({"step": state.step, "loss": found.loss, "accuracy": found.accuracy})
+        self._tracker.log(state.step, found.as_numbers())
         epoch = f"epoch {math.ceil(state.step / self._plan.steps_per_epoch)}/{self._plan.epochs}"
-        logger.info("%s, step %d: validation loss %.4f, accuracy %.4f", epoch, state.step, loss, accuracy)
+        logger.info("%s, step %d: validation %s", epoch, state.step, found.as_text())
 
     def _write(self, step: int, history: Sequence[dict[str, float]], write: Callable[[Path], None]) -> None:
         """In the writer's thread."""

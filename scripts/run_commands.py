@@ -104,15 +104,20 @@ def stop(
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the end.", min=0)] = 600,
     as_json: Json = False,
 ) -> None:
-    """Have a run finish its step, save and end; wait for it.
+    """Have a run finish its step, save and end; wait for it. Of a search's trial, or by a study's name: the whole search.
 
     Example: nexa runs stop digits_20260102_030405
     """
     from nexa_core.paths import Layout
     from nexa_ops.runs.control import stop as stop_run
+    from nexa_ops.runs.searches import is_study, stop_search
     from nexa_ops.runs.states import find_run
 
     layout = Layout.from_environment()
+    if is_study(layout, run_id):
+        stopped = stop_search(layout, run_id, now=now, wait_seconds=wait_seconds)
+        show_result(stopped.as_json(), stopped.as_text(), as_json)
+        return
     ended = stop_run(layout, find_run(layout, run_id), now=now, wait_seconds=wait_seconds)
     show_result(ended.as_json(), ended.as_text(), as_json)
 

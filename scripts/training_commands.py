@@ -201,6 +201,7 @@ def tune(
     from nexa_core.paths import Layout
     from nexa_train.tune.again import train_again
     from nexa_train.tune.page import write_page
+    from nexa_train.tune.presence import taking_part
     from nexa_train.tune.report import Report
     from nexa_train.tune.search import Search
     from nexa_train.tune.workers import end_with_parent, work_together
@@ -221,12 +222,13 @@ def tune(
         show(again.as_json(), again.as_text(), as_json)
         again.require_same()
         return
-    if workers == 1:
-        search.work(max_trials)
-    else:
-        command = [sys.executable, "-m", "scripts.cli", "tune", "--worker", "--config", str(config)]
-        command += [f"--max-trials={max_trials}", *(f"--override={each}" for each in override or [])]
-        work_together(search, command, num_workers=workers, max_trials=max_trials)
+    with taking_part(search.folder):
+        if workers == 1:
+            search.work(max_trials)
+        else:
+            command = [sys.executable, "-m", "scripts.cli", "tune", "--worker", "--config", str(config)]
+            command += [f"--max-trials={max_trials}", *(f"--override={each}" for each in override or [])]
+            work_together(search, command, num_workers=workers, max_trials=max_trials)
     report = Report.of(search)
     write_page(report, report.page)
     show(report.as_json(), report.as_text(), as_json)

@@ -110,6 +110,13 @@ def test_scores_may_be_off_within_the_tolerance_unless_exactness_is_asked_for(fi
     record_anew(finished_lab, recorded, "metrics.json")
     done = again(finished_lab, recorded.run_id)
     assert done.verdict.kind == "within tolerance"
+    scored = json.loads(recorded.metrics.read_bytes())["metrics"]
+    ends = {name: f"({score['low']:.4f} to {score['high']:.4f})" for name, score in scored.items()}
+    lines = [line.split(maxsplit=1) for line in done.as_text().splitlines()[: len(ends)]]
+    assert {name: text.count(ends[name]) for name, text in lines} == {
+        name: 1 + (name == "log_loss") for name in ends
+    }  # the recorded one's, and the new one's where it is another
+    assert done.as_json()["intervals"]["log_loss"][0] == (scored["log_loss"]["low"], scored["log_loss"]["high"])
     done.require_pass(exact=False)
     with pytest.raises(GateError, match="to the last bit"):
         done.require_pass(exact=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from mlflow.entities import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from nexa_core import durable
 from nexa_core.config import RunConfig
 from nexa_core.errors import Preempted, UserError
 from nexa_core.paths import Layout
@@ -373,6 +375,39 @@ def test_tensorboard_shows_curves_rates_settings_scores_and_texts_once_after_a_r
     (text,) = events.Tensors("samples")
     assert b"| row_id | target | prediction |" in text.tensor_proto.string_val[0]
     assert settings_at(lab, result.run.run_id)["training.optimizer.lr"] == 0.01
+
+
+def test_who_stops_a_run_does_not_wait_for_its_trackers(lab: Layout, tmp_path: Path) -> None:
+    """A follower that is held up, here by an earlier one of the run, is left to finish by itself."""
+    settings = make_config("mlp", training={"epochs": 100_000}, tracking={"tensorboard": True, "every_steps": 20})
+    path = write_config(tmp_path / "run.yaml", settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", "train", "--config", str(path)],
+        env={**os.environ, "NEXA_ROOT": str(lab.root)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (found := list((lab.runs / "test").glob("*/metrics.jsonl"))):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    story = Story(lab, RunFolder(found[0].parent))
+    with durable.locked(story.lock_path("tensorboard")):
+        time.sleep(1.0)  # some steps
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=60)
+        assert time.monotonic() - began < 20.0
+        assert process.returncode == 130, said
+        assert f"logs/{story.run_id} gets the end of the TensorBoard events later" in said
+    expected = [(step, pytest.approx(value, rel=1e-6)) for step, value in curve_of(story.run, "loss")]
+    shown: list[tuple[int, float]] = []
+    while len(shown) < len(expected):  # the follower goes on
+        assert time.monotonic() < until + 60
+        time.sleep(0.2)
+        events = events_of(lab, story.run_id)
+        shown = scalars(events, "loss") if "loss" in events.Tags()["scalars"] else []
+    assert shown == expected
 
 
 def settings_at(lab: Layout, run_id: str) -> dict[str, Any]:

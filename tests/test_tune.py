@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
+from nexa_eval.evaluate import evaluate
 from nexa_train.tune.records import Trial, best_of
 from nexa_train.tune.report import Report
 from tests.studies import (
@@ -70,6 +72,49 @@ def test_the_best_trial_is_a_train_command_with_the_same_scores(lab: Layout, tmp
     assert tuple(losses_of(result)) == report.best.ending.reports
     trial_run = json.loads((lab.run_manifests / f"{report.best.ending.run_id}.json").read_text())
     assert trial_run["metrics"] == result.manifest["metrics"]
+
+
+def test_a_value_has_its_interval_and_the_best_is_told_to_be_chosen(lab: Layout, tmp_path: Path) -> None:
+    """By its own validation rows; what it has on the others is said beside it."""
+    path = write_study(tmp_path / "run.yaml", metric="val_accuracy", pruner={"name": "asha", "reduction_factor": 2})
+    trials = trials_of(path, lab, 5)
+    states = set()
+    for trial in trials:
+        assert trial.ending is not None
+        states.add(trial.ending.state)
+        run = lab.root / trial.ending.run_dir
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        there = [line for line in lines if line.get("val_accuracy") == trial.ending.value]
+        assert (trial.ending.low, trial.ending.high) in [
+            (line["val_accuracy_low"], line["val_accuracy_high"]) for line in there
+        ]
+        assert trial.ending.low < trial.ending.value < trial.ending.high  # type: ignore[operator]
+    assert states == {"complete", "pruned"}
+    report = Report.of(search_of(path, lab))
+    assert report.best.ending is not None
+    scored = json.loads((lab.root / report.best.ending.run_dir / "metrics.json").read_text())
+    accuracy = scored["metrics"]["accuracy"]
+    test_score = f"accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f})"
+    assert f"was chosen by its val_accuracy among {len(trials)} trials, so that flatters it" in report.caution
+    assert report.caution.endswith(f"On the test split, which chose nothing: {test_score}")
+    assert report.caution in report.as_text()
+
+
+def test_where_the_test_split_was_left_alone_the_report_says_how_to_ask_it(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml", metric="accuracy")
+    overrides = ["evaluation.split=val"]
+    search = search_of(path, lab, overrides=overrides)
+    search.work(1)
+    assert Report.of(search).caution == ""  # nothing was chosen
+    search.work(2)
+    best = Report.of(search).best.ending
+    assert best is not None
+    scored = json.loads((lab.root / best.run_dir / "metrics.json").read_text())["metrics"]["accuracy"]
+    assert (best.value, best.low, best.high) == tuple(scored[key] for key in ("value", "low", "high"))
+    command = shlex.split(Report.of(search).caution.rpartition(": ")[2])
+    assert command[:3] == ["nexa", "evaluate", "--checkpoint"]
+    result = evaluate(lab.root / command[3], layout=lab, overrides=[command[5]])
+    assert result.metrics["split"] == "test"
 
 
 def test_trials_are_runs_that_replace_no_other(lab: Layout, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def run_alone(make: Any, num_trials: int) -> list[Trial]:
 
 
 def run_by_many(make: Any, num_trials: int, *, num_workers: int, draw: random.Random) -> list[Trial]:
-    """Several workers that take turns at random, and now and then one dies in a trial, which another one takes over."""
+    """Several workers that take turns at random; now and then two draw the same trial, or one dies and another takes over."""
     mirrors = [make() for _ in range(num_workers)]
     busy: dict[int, int] = {}
     left: list[int] = []
@@ -87,6 +87,11 @@ def run_by_many(make: Any, num_trials: int, *, num_workers: int, draw: random.Ra
         elif number < num_trials and all(
             trial.ending is not None for trial in trials[: mirrors[worker].num_needed(number)]
         ):
+            slower = draw.randrange(num_workers)
+            if slower not in busy:  # draws the same for nothing
+                mirrors[slower].require_same(
+                    Trial(number, mirrors[slower].draw(number, trials)), mirrors[worker].draw(number, trials)
+                )
             trials.append(Trial(number, mirrors[worker].draw(number, trials)))
             busy[worker] = number
     return trials

@@ -13,6 +13,7 @@ from nexa_train.tune.page import make_page, write_page
 from nexa_train.tune.plots import Axis
 from nexa_train.tune.records import Ending, Study, Trial, best_of, ranked
 from nexa_train.tune.report import Report
+from nexa_train.tune.search import ending_text
 from nexa_train.tune.space import Space
 
 SPACE: Space = {
@@ -37,7 +38,10 @@ def make_trials(count: int) -> list[Trial]:
         value = values["training.optimizer.lr"] * 10 + 0.001 * values["model.parameters.dropout"]
         state: Any = "pruned" if number % 6 == 5 else "complete"
         reports = (value + 2, value + 1) if state == "pruned" else (value + 2, value + 1, value)
-        trials.append(Trial(number, values, Ending(state, reports[-1], reports, run_id=f"r{number}", seconds=1.0)))
+        ends = {} if number == 0 else {"low": value - 0.5, "high": value + 0.5}
+        trials.append(
+            Trial(number, values, Ending(state, reports[-1], reports, run_id=f"r{number}", seconds=1.0, **ends))
+        )
     trials.append(Trial(count, trials[0].values, Ending("failed", None, reason="<img src=x onerror=alert(1)>")))
     return [*trials, Trial(count + 1, trials[0].values)]
 
@@ -57,6 +61,7 @@ def make_report(count: int, study: Study = STUDY) -> Report:
         note="",
         space=SPACE,
         page=Path("report.html"),
+        caution="note: trial 0 was chosen",
     )
 
 
@@ -74,6 +79,30 @@ def test_the_table_has_the_best_first_and_the_rest_by_kind() -> None:
     assert report.trials[0] is report.best
     most = make_report(24, replace(STUDY, direction="maximize"))
     assert most.best.ending.value == max(values, key=float)  # type: ignore[union-attr,arg-type]
+
+
+def test_no_value_is_without_its_interval() -> None:
+    """A line, a table and a page that print the value of a trial print how far it may be off beside it."""
+    report = make_report(24)
+    assert report.best.number == 0  # of an older record, which had none
+    best, second = report.trials[:2]
+    assert best.ending is not None
+    assert second.ending is not None
+    assert second.ending.value is not None
+    known = f"{second.ending.value:.6g} ({second.ending.value - 0.5:.4g} to {second.ending.value + 0.5:.4g})"
+    unknown = f"{best.ending.value:.6g} (interval unknown)"
+    text, page = report.as_text(), make_page(report)
+    assert known in text
+    assert f"best: trial 0, val_loss {unknown}; train it" in text
+    assert "note: trial 0 was chosen" in text
+    assert f"val_loss {known}" in ending_text(STUDY, second, best)
+    assert f"; best trial 0: {unknown}" in ending_text(STUDY, second, best)
+    assert page.count(second.ending.interval_text) > 2  # in the table, and where a dot is pointed at
+    assert "<small>interval unknown, trial 0</small>" in page
+    assert "note: trial 0 was chosen" in page
+    told = report.as_json()
+    assert {key: told["best"][key] for key in ("low", "high")} == {"low": None, "high": None}
+    assert told["trials"][second.number]["low"] == second.ending.low
 
 
 def test_of_equal_trials_the_first_is_best() -> None:

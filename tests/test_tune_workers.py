@@ -7,22 +7,30 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
-from nexa_core import holder
+from nexa_core import durable, holder
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
+from nexa_ops.runs.control import stop
+from nexa_ops.runs.searches import stop_search, study_of
+from nexa_ops.runs.states import Found, Standing, find_runs, standing_of
 from nexa_train.tune.again import train_again
-from nexa_train.tune.records import Trial
+from nexa_train.tune.presence import taking_part
+from nexa_train.tune.records import Ending, Trial
 from tests.postgres import Postgres
 from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
 
 NUM_TRIALS = 8
+LR = "training.optimizer.lr"
 STUDY: dict[str, Any] = {"strategy": "tpe", "parallel": 4, "pruner": {"name": "asha", "reduction_factor": 2}}
 
 
@@ -113,6 +121,48 @@ def test_ctrl_c_once_ends_the_workers_saved_and_twice_at_once(lab: Layout, alone
     assert_each_ran_once(lab)
 
 
+@pytest.mark.parametrize(
+    "what", ["trial", pytest.param("study", marks=pytest.mark.slow), pytest.param("now", marks=pytest.mark.slow)]
+)
+def test_a_search_is_stopped_as_a_whole_by_its_name_or_one_of_its_trials(
+    what: str, lab: Layout, tmp_path: Path
+) -> None:
+    """A trial alone would be taken up by the next worker."""
+    path = write_study(tmp_path / "run.yaml", training={"epochs": 20_000})
+    process = start(lab, command_for(path, "--workers", "2"))
+
+    def running() -> list[Found]:
+        standings = [(each, standing_of(each)) for each in find_runs(lab)]
+        return [each for each, standing in standings if standing and standing.state == "running"]
+
+    wait_until(lambda: len(running()) == 2)
+    workers, trial = workers_of(process), running()[0]
+    if what == "trial":
+        stopped = stop(lab, trial, now=False, wait_seconds=120)
+        assert stopped.as_text().startswith(
+            f"run {trial.run_id} is a trial of search test_tune, and its command has ended"
+        )
+    else:
+        stopped = stop_search(lab, "test_tune", now=what == "now", wait_seconds=120)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if what == "now" else 143), said
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60)
+    assert running() == []
+    with pytest.raises(UserError, match="no nexa tune command of this machine works on study test_tune"):
+        stop_search(lab, "test_tune", now=False, wait_seconds=1)
+    assert [trial.ending for trial in search_of(path, lab).trials()] == [None, None]
+
+
+def test_a_run_in_a_searchs_folder_is_no_trial_of_it(lab: Layout, tmp_path: Path) -> None:
+    """A run of the user's own beside the trials, while the search goes on, is stopped alone."""
+    found = Found(RunFolder(lab.runs / "s" / "mlp_t000_20260102_030405"), datetime.now(UTC), 1, is_finished=False)
+    with taking_part(lab.artifacts / "tune" / "s"):
+        assert study_of(lab, found, Standing("running", holder.this_process())) == "s"
+        above = replace(holder.this_process(), pid=os.getppid())
+        assert study_of(lab, found, Standing("running", above)) is None
+    assert study_of(lab, found, Standing("running", holder.this_process())) is None
+
+
 def test_a_trial_that_ends_its_workers_is_recorded_as_failed_by_its_user(lab: Layout, tmp_path: Path) -> None:
     path = write_study(tmp_path / "run.yaml")
     search = search_of(path, lab)
@@ -189,6 +239,73 @@ def test_a_trial_that_learns_from_others_needs_them(lab: Layout, tmp_path: Path)
     path = write_study(tmp_path / "run.yaml", strategy="tpe")
     with pytest.raises(UserError, match="drawn from the results of trials 0 to 2, and 3 of them"):
         train_again(search_of(path, lab), 6)
+
+
+def test_a_trial_is_drawn_without_the_studys_lock_and_begun_once(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may take what is being drawn; then the next one is drawn."""
+    path = write_study(tmp_path / "run.yaml", strategy="tpe")
+    slow, fast = search_of(path, lab), search_of(path, lab)
+    draw, drawn, taken = slow.mirror.draw, [], []
+
+    def draw_slowly(number: int, trials: list[Trial]) -> Any:
+        durable.Journal(lab.artifacts / "tune" / "test_tune" / "journal.jsonl").close()  # not held by anyone
+        drawn.append(number)
+        if number == 0:
+            taken.append(fast._next(2))
+        return draw(number, trials)
+
+    monkeypatch.setattr(slow.mirror, "draw", draw_slowly)
+    found = slow._next(2)
+    assert (taken[0].number, found.number, drawn) == (0, 1, [0, 1])
+    assert [trial.values for trial in slow.trials()] == [taken[0].trials[0].values, found.trials[1].values]
+    for each in (taken[0], found):
+        each.hold.release()
+
+
+def test_another_strategy_under_the_same_name_is_noticed(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    one, other = search_of(path, lab), search_of(path, lab)
+
+    def draw_otherwise(number: int, trials: list[Trial]) -> Any:
+        other._next(1)
+        return {LR: 0.5}
+
+    monkeypatch.setattr(one.mirror, "draw", draw_otherwise)
+    with pytest.raises(UserError, match=r"draws .* for trial 0, and drew"):
+        one._next(1)
+
+
+def test_a_worker_that_waits_looks_seldom_and_is_there_at_once(
+    lab: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    search, other = search_of(path, lab), search_of(path, lab)
+    seen = other._next(1)
+    assert seen.hold is not None
+    looks, read = [], search.storage.read_trials
+
+    def counted() -> list[Trial]:
+        looks.append(time.monotonic())
+        return read()
+
+    monkeypatch.setattr(search.storage, "read_trials", counted)
+    waiting = threading.Thread(target=search.work, args=(1,), daemon=True)
+    waiting.start()
+    time.sleep(3.0)
+    assert 2 <= len(looks) <= 6
+    with (lab.artifacts / "tune" / "test_tune" / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"kind": "en')  # what a worker that is killed now leaves
+    time.sleep(1.0)
+    with other.storage.locked():
+        other.storage.end_trial(0, Ending("complete", 1.0))
+    began = time.monotonic()
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert looks[-1] - began < 1.5
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The process that sends one run's record to one tracker: started by a run, ended by it or soon after it."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -36,7 +37,8 @@ def main() -> None:
     threading.Thread(target=_listen, args=(ending, given.wait_seconds), daemon=True).start()
 
     def complain(message: str) -> None:
-        print(json.dumps({"complaint": in_one_line(message)}), file=answers, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # the run has ended, and this is left to end by itself
+            print(json.dumps({"complaint": in_one_line(message)}), file=answers, flush=True)
 
     def begun() -> None:
         if not ending.is_said():

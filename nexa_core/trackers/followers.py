@@ -22,12 +22,15 @@ logger = logging.getLogger(__name__)
 
 LOCAL_WAIT_SECONDS = 60.0
 """For what is only written to this machine's disk."""
+STOPPED_WAIT_SECONDS = 3.0
+"""Where the run was told to end: who did that waits. On a busy machine a follower may take longer to load its client."""
 
 
 class Followers:
     """A process for each destination, so that a slow or broken one holds up neither the run nor the others.
 
-    A context manager around the run: what ends the block is told to the destinations.
+    A context manager around the run: what ends the block is told to the destinations. Of a run that was told to end they
+    are not waited for long: they go on by themselves until their time is up.
     """
 
     def __init__(self, story: Story, wanted: Sequence[Wanted], *, wait_seconds: float):
@@ -48,13 +51,18 @@ class Followers:
         word = "finished" if kind is None else "killed" if _was_stopped(kind) else "failed"
         for follower in self._running:
             follower.tell(word)
-        began = time.monotonic()
-        lacking = [each.wanted for each in self._running if not each.is_complete(since=began)]
+        began, is_stopped = time.monotonic(), word == "killed"
+        lacking = [each.wanted for each in self._running if not each.is_complete(since=began, leaves=is_stopped)]
         if remote := [each.title for each in lacking if each.is_remote]:
             they = " and ".join(remote)
             logger.warning("not all of it is at %s yet: nexa track-sync %s", they, self._story.run_id)
         if any(not each.is_remote for each in lacking):
-            logger.warning("logs/%s lacks the end of the TensorBoard events", self._story.run_id)
+            how = (
+                "gets the end of the TensorBoard events later"
+                if is_stopped
+                else "lacks the end of the TensorBoard events"
+            )
+            logger.warning("logs/%s %s", self._story.run_id, how)
 
 
 class _Follower:
@@ -85,19 +93,31 @@ class _Follower:
             self._process.stdin.write(word.encode())
             self._process.stdin.close()
 
-    def is_complete(self, *, since: float) -> bool:
-        """Whether it has sent everything; it has until its time is up."""
+    def is_complete(self, *, since: float, leaves: bool) -> bool:
+        """Whether it has sent everything; it has until its time is up.
+
+        Args:
+            leaves: wait less long, and then leave it to end by itself.
+        """
+        most = min(self._wait_seconds, STOPPED_WAIT_SECONDS) if leaves else self._wait_seconds
         try:
-            left = since + self._wait_seconds - time.monotonic()
-            return self._process.wait(timeout=max(left, 0)) == 0
+            is_complete = self._process.wait(timeout=max(since + most - time.monotonic(), 0)) == 0
         except subprocess.TimeoutExpired:
-            return False
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._listening.join(timeout=1.0)  # its last complaint comes before what is said of the end
-            durable.remove_if_left(self._lock)
+            if leaves:
+                return False
+            is_complete = False
+        except KeyboardInterrupt:
+            self._end()
+            raise
+        self._end()
+        return is_complete
+
+    def _end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._listening.join(timeout=1.0)  # its last complaint comes before what is said of the end
+        durable.remove_if_left(self._lock)
 
     def _listen(self) -> None:
         """Pass on what it complains of."""

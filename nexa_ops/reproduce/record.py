@@ -45,8 +45,12 @@ class Record:
     @property
     def scores(self) -> dict[str, float]:
         """The run's scores; of one without a bound, infinity."""
-        scored = json.loads(self.folder.metrics.read_bytes())["metrics"]
-        return {name: score["value"] for name, score in scored.items()}
+        return {name: score["value"] for name, score in self.scored().items()}
+
+    def scored(self) -> dict[str, dict[str, Any]]:
+        """Value, low and high of each score."""
+        found: dict[str, dict[str, Any]] = json.loads(self.folder.metrics.read_bytes())["metrics"]
+        return found
 
     def config(self) -> RunConfig:
         return load_config(self.folder.config, RunConfig)

@@ -21,6 +21,7 @@ from nexa_core.manifest import read_manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_models.checkpoint import content_digest, load_checkpoint
+from nexa_models.scores import interval_text
 from nexa_ops.export import export
 from nexa_ops.reproduce.record import EXPORTED_WEIGHTS, Record, read_record
 from nexa_ops.reproduce.verdict import Verdict, judge
@@ -32,6 +33,8 @@ from nexa_train.train import run as train
 logger = logging.getLogger(__name__)
 
 VERDICT = "verdict.json"
+Ends = tuple[float | None, float | None]
+"""None where it has no bound, or is not known."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Reproduction:
     tolerance: float
     folder: str
     is_kept: bool
+    intervals: dict[str, tuple[Ends, Ends]]
+    """Low and high of each score, recorded and repeated."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "verdict": self.verdict.as_json(), "differing_inputs": list(self.differing_inputs)}
@@ -55,8 +60,9 @@ class Reproduction:
     def _lines(self) -> Iterator[str]:
         found = self.verdict
         for name, (recorded, repeated) in found.scores.items():
-            same = "equal" if recorded == repeated else f"now {repeated:.6g}"
-            yield f"  {name:<20} {recorded:.6g}, {same}"
+            before, now = self.intervals[name]
+            same = "equal" if (recorded, before) == (repeated, now) else f"now {_score_text(repeated, now)}"
+            yield f"  {name:<20} {_score_text(recorded, before)}, {same}"
         if self.differing_inputs:
             yield f"not as it was: {'; '.join(self.differing_inputs)}"
         if found.first_split is not None:
@@ -173,9 +179,27 @@ def _compare(
     differing = tuple(record.differing_inputs(repeated.inputs))
     is_kept = keep or verdict.kind not in ("exact", "same results")
     where = result.run.path if is_kept else folder / VERDICT
+    before, now = record.scored(), repeated.scored()
     return Reproduction(
-        record.run_id, result.run.run_id, verdict, differing, tolerance, layout.relative(where), is_kept
+        record.run_id,
+        result.run.run_id,
+        verdict,
+        differing,
+        tolerance,
+        layout.relative(where),
+        is_kept,
+        {name: (_ends(before.get(name, {})), _ends(now.get(name, {}))) for name in verdict.scores},
     )
+
+
+def _ends(scored: dict[str, Any]) -> Ends:
+    return scored.get("low"), scored.get("high")
+
+
+def _score_text(value: float, ends: Ends) -> str:
+    """To more digits than a score is read to: two runs may differ in the last."""
+    interval = "interval unknown" if ends == (None, None) else interval_text(*ends)
+    return f"{value:.6g} ({interval})"
 
 
 def _equal_weights(apart: Layout, layout: Layout, record: Record, result: TrainingResult) -> bool | None:

@@ -8,6 +8,7 @@ from nexa_core.config import RunConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_ops.runs.follow import look_again, standing_text, wait_for_end
+from nexa_ops.runs.searches import StoppedSearch, stop_search, study_of
 from nexa_ops.runs.states import Found, Standing
 from nexa_train.finish import TrainingResult
 from nexa_train.train import run as train
@@ -28,8 +29,10 @@ class Ended:
         return standing_text(self.found, self.standing)
 
 
-def stop(layout: Layout, found: Found, *, now: bool, wait_seconds: float) -> Ended:
+def stop(layout: Layout, found: Found, *, now: bool, wait_seconds: float) -> Ended | StoppedSearch:
     """Have the process that writes to a run finish its step, save and end; with `now`, end it where it is.
+
+    Of a search's trial the whole search: another worker would go on with the trial.
 
     Raises:
         UserError: it does not run, or its process is on another machine.
@@ -39,6 +42,8 @@ def stop(layout: Layout, found: Found, *, now: bool, wait_seconds: float) -> End
     holder = standing.holder
     if standing.state != "running" or holder is None:
         raise UserError(f"There is nothing to stop: {standing_text(found, standing)}")
+    if (study := study_of(layout, found, standing)) is not None:
+        return stop_search(layout, study, now=now, wait_seconds=wait_seconds, trial=found.run_id)
     holder.tell(signal.SIGKILL if now else signal.SIGTERM)
     standing = wait_for_end(layout, found, seconds=wait_seconds)
     if standing.state == "running":

@@ -10,6 +10,7 @@ import yaml
 
 from nexa_core.paths import Layout
 from nexa_core.runs import CHECKPOINT_NAME, RunFolder
+from nexa_models.scores import score_text
 from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found
@@ -20,7 +21,6 @@ from nexa_ops.runs.table import (
     newest_text,
     read_or_empty,
     read_scores,
-    score_text,
     size_of,
     size_text,
 )

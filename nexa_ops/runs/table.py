@@ -15,7 +15,7 @@ from nexa_core.lookup import unknown
 from nexa_core.manifest import Manifest
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
-from nexa_models.scores import interval_text, main_score
+from nexa_models.scores import main_score, score_text
 from nexa_ops.runs.pins import pinned
 from nexa_ops.runs.states import Found, Standing, State, find_runs, refuse_unknown_state, standing_of
 
@@ -167,12 +167,6 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 def read_scores(run: RunFolder) -> dict[str, dict[str, Any]]:
     """A finished run's scores with the ends of their intervals; none where they cannot be read."""
     return read_or_empty(run.metrics).get("metrics", {})
-
-
-def score_text(name: str, value: float, low: float | None, high: float | None) -> str:
-    """`accuracy 0.9500 (0.9400 to 0.9600)`."""
-    interval = "interval unknown" if low is None and high is None else interval_text(low, high)
-    return f"{name} {value:.4f} ({interval})"
 
 
 def size_of(folder: Path) -> int:

@@ -45,6 +45,9 @@ PATIENCE_SECONDS = 300.0
 """How long a server may be away."""
 SECONDS_BETWEEN_TRIES = 1.0
 BEATS_A_LEASE = 4
+MOST_SECONDS_BETWEEN_LOOKS = 2.0
+LOOKS_A_LEASE = 8
+"""At least: who looks less often than twice a lease cannot tell a worker that is gone from a server that was away."""
 NOT_THERE = (SQLAlchemyError, StorageInternalError)
 CONNECTION = {
     "connect_timeout": 10,
@@ -88,6 +91,7 @@ class DatabaseStorage:
         """Raises UserError: no server answers there."""
         self._name, self._folder, self._lease = study, folder, lease_seconds
         self._url = url
+        self.seconds_between_looks = min(MOST_SECONDS_BETWEEN_LOOKS, lease_seconds / LOOKS_A_LEASE)
         self._key = int.from_bytes(sha256(f"nexa {study}".encode()).digest()[:8], "big", signed=True)
         self._connection: Connection | None = None
         self._seen: dict[int, tuple[str, float, float]] = {}
@@ -109,6 +113,9 @@ class DatabaseStorage:
             yield
         finally:
             self._unlock()
+
+    def stamp(self) -> None:
+        """A question to the server costs what reading does."""
 
     def read_study(self) -> Study | None:
         if self._study is None:

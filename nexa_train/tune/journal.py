@@ -38,6 +38,8 @@ def lock_trial(folder: Path, number: int) -> FileLock | None:
 
 
 class JournalStorage:
+    seconds_between_looks = 2.0
+
     def __init__(self, folder: Path):
         self._folder = folder
         self._path = folder / "journal.jsonl"
@@ -60,6 +62,11 @@ class JournalStorage:
         finally:
             self._journal.close()
             self._journal = None
+
+    def stamp(self) -> tuple[int, int]:
+        """The file and its length; a torn last line changes it as well, and is mended by the look that follows."""
+        status = self._path.stat()
+        return status.st_ino, status.st_size
 
     def read_study(self) -> Study | None:
         return self._study

@@ -131,7 +131,12 @@ class Mirror:
         if self._leaves_nothing:
             self._ids.append(self._memory.create_new_trial(self._optuna._study_id, self._frozen(trial)))
             self._arrive(trial.number)
-        elif (drawn := self._draw(trial.number)) != trial.values:
+        else:
+            self.require_same(trial, self._draw(trial.number))
+
+    def require_same(self, trial: Trial, drawn: Values) -> None:
+        """Raises UserError where a trial has other values than are drawn for it here."""
+        if drawn != trial.values:
             raise UserError(
                 f"Strategy '{self._study.strategy}' draws {drawn} for trial {trial.number}, and drew {trial.values} before: "
                 "it is no function of its seed and the study, or another version of it. Begin another study."

@@ -29,6 +29,7 @@ def make_page(report: Report) -> str:
         seconds=seconds,
         command=report.command,
         note=report.note,
+        caution=report.caution,
         place=report.place,
         importance=importance,
         trials_needed=report.trials_needed,

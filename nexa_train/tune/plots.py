@@ -140,6 +140,10 @@ def _value(trial: Trial) -> float:
     return trial.ending.value
 
 
+def _value_text(trial: Trial) -> str:
+    return "-" if trial.ending is None else trial.ending.value_text or "-"
+
+
 def _state(trial: Trial) -> str:
     return "unfinished" if trial.ending is None else trial.ending.state
 
@@ -162,7 +166,7 @@ def _dot(trial: Trial, x: float, y: float, study: Study, *, is_best: bool = Fals
 
 def _title(study: Study, trial: Trial) -> str:
     settings = "\n".join(f"{key}: {_short(value)}" for key, value in trial.values.items())
-    return f"trial {trial.number}, {_state(trial)}\n{study.metric}: {_value(trial) if _with_values([trial]) else '-'}\n{settings}"
+    return f"trial {trial.number}, {_state(trial)}\n{study.metric}: {_value_text(trial)}\n{settings}"
 
 
 def _short(value: Any) -> str:

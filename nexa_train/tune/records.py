@@ -74,6 +74,20 @@ class Ending:
     """Of the attempt that came to the end."""
     code: str = ""
     """The digest of the code that ran."""
+    low: float | None = None
+    high: float | None = None
+    """Of `value` its 95% interval, of the trial by itself; None where that is unknown or without bound."""
+
+    @property
+    def interval_text(self) -> str:
+        if self.low is None and self.high is None:
+            return "interval unknown"
+        return " to ".join("no bound" if end is None else f"{end:.4g}" for end in (self.low, self.high))
+
+    @property
+    def value_text(self) -> str:
+        """`0.0431275 (0.0402 to 0.0461)`; nothing where there is no value."""
+        return "" if self.value is None else f"{self.value:.6g} ({self.interval_text})"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,13 +1,16 @@
 """What came out of a search: a table, what mattered, and the best trial as a `train` command."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nexa_core.errors import GateError
+from nexa_core.paths import Layout
+from nexa_models.scores import main_score, score_text
 from nexa_train.tune.importance import importance_of, trials_needed
-from nexa_train.tune.records import Study, Trial, best_of, ranked
+from nexa_train.tune.records import Ending, Study, Trial, best_of, ranked
 from nexa_train.tune.search import Search, values_text
 from nexa_train.tune.space import Space
 
@@ -31,6 +34,8 @@ class Report:
     space: Space
     page: Path
     """Where the page of plots is, or is to be."""
+    caution: str
+    """That the best value flatters, and what the best trial has on rows that did not choose it."""
 
     @classmethod
     def of(cls, search: Search) -> "Report":
@@ -51,6 +56,7 @@ class Report:
             note=_note(search, trials),
             space=search.space,
             page=search.folder / "report.html",
+            caution=_caution(search, trials, best),
         )
 
     @property
@@ -62,7 +68,12 @@ class Report:
         return {
             "study": self.study.as_json(),
             "trials": [_as_json(trial) for trial in sorted(self.trials, key=lambda trial: trial.number)],
-            "best": {"number": self.best.number, "value": self.best.ending.value, "values": self.best.values},
+            "best": {
+                "number": self.best.number,
+                **{key: getattr(self.best.ending, key) for key in ("value", "low", "high")},
+                "values": self.best.values,
+            },
+            "caution": self.caution,
             "importance": self.importance,
             "command": self.command,
             "record": self.place,
@@ -84,7 +95,10 @@ class Report:
             lines.append(f"... and {len(self.trials) - NUM_SHOWN} more")
         lines += [self._importance_text()]
         lines += [self.note] if self.note else []
-        lines += [f"best: trial {self.best.number}; train it as a run of its own:", f"  {self.command}"]
+        assert self.best.ending is not None
+        best = f"best: trial {self.best.number}, {self.study.metric} {self.best.ending.value_text}"
+        lines += [f"{best}; train it as a run of its own:", f"  {self.command}"]
+        lines += [self.caution] if self.caution else []
         return "\n".join([*lines, f"record {self.place}", f"page {self.page}"])
 
     def _importance_text(self) -> str:
@@ -105,20 +119,29 @@ def _as_json(trial: Trial) -> dict[str, Any]:
 def _table(study: Study, trials: tuple[Trial, ...]) -> list[str]:
     """Columns of texts, right-aligned under their names."""
     keys = list(study.space)
-    rows = [["trial", "state", study.metric, *(key.rpartition(".")[2] for key in keys), "epochs", "seconds", "run"]]
+    rows = [
+        [
+            "trial",
+            "state",
+            f"{study.metric} (95% interval)",
+            *(key.rpartition(".")[2] for key in keys),
+            "epochs",
+            "seconds",
+            "run",
+        ]
+    ]
     for trial in trials:
         ending = trial.ending
         values = [_short(trial.values[key]) for key in keys]
         if ending is None:
             rows.append([str(trial.number), "unfinished", "", *values, "", "", ""])
             continue
-        value = "" if ending.value is None else f"{ending.value:.6g}"
         outcome = ending.run_dir or ending.reason
         rows.append(
             [
                 str(trial.number),
                 ending.state,
-                value,
+                ending.value_text,
                 *values,
                 str(len(ending.reports)),
                 f"{ending.seconds:.1f}",
@@ -129,6 +152,48 @@ def _table(study: Study, trials: tuple[Trial, ...]) -> list[str]:
     return [
         "  ".join([*(text.rjust(width) for text, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in rows
     ]
+
+
+def _caution(search: Search, trials: list[Trial], best: Trial) -> str:
+    """Nothing where there was no choice."""
+    ending = best.ending
+    assert ending is not None
+    compared = sum(trial.ending is not None and trial.ending.value is not None for trial in trials)
+    if compared < 2:
+        return ""
+    said = (
+        f"note: trial {best.number} was chosen by its {search.study.metric} among {compared} trials, so that flatters it, and "
+        "its interval does not know of the choice"
+    )
+    if (tested := _tested(search.layout, ending)) is not None:
+        return f"{said}. On the test split, which chose nothing: {tested}"
+    return (
+        f"{said}. What it has on rows that chose nothing: nexa evaluate --checkpoint "
+        f"{_checkpoint(search.layout, ending)} --override evaluation.split=test"
+    )
+
+
+def _tested(layout: Layout, ending: Ending) -> str | None:
+    """The run's main score on the test split; None where it was scored on another, or lies on another node."""
+    described = _read(layout.absolute(ending.run_dir) / "metrics.json")
+    name = main_score(described.get("metrics", {}))
+    if described.get("split") != "test" or name is None:
+        return None
+    scored = described["metrics"][name]
+    return score_text(name, scored["value"], scored["low"], scored["high"])
+
+
+def _checkpoint(layout: Layout, ending: Ending) -> str:
+    manifest = _read(layout.run_manifests / f"{ending.run_id}.json")
+    return str(manifest.get("checkpoint", f"{ending.run_dir}/checkpoints/best.pt"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def _short(value: Any) -> str:

@@ -36,7 +36,8 @@ from nexa_train.tune.trial import OF_VALIDATION, run_trial
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_GLANCES = 0.2
+"""At whether another worker has written, which costs next to nothing where the storage can tell."""
 SECONDS_BETWEEN_WORDS = 30.0
 
 
@@ -47,6 +48,21 @@ class Tables:
     strategies: Mapping[str, str]
     pruners: Mapping[str, str]
     space: Mapping[str, Around]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a worker found when it looked at the study."""
+
+    trials: list[Trial]
+    stamp: object
+    """Of the record at that time."""
+    number: int | None = None
+    """The trial to train now; None where there is none now."""
+    hold: Hold | None = None
+    """None where it is a new one, and not begun yet."""
+    resumes: bool = False
+    """Whether it was begun before."""
 
 
 class Search:
@@ -115,33 +131,65 @@ class Search:
             GateError: too many failed in a row.
             Preempted: the process was told to end, and has saved.
         """
-        said = 0.0
+        said, patience = 0.0, SECONDS_BETWEEN_GLANCES
         while True:
-            number, hold, resumes, trials = self._next(self.num_trials(max_trials))
-            if number is None:
-                if all(trial.ending is not None for trial in trials):
+            seen = self._next(self.num_trials(max_trials))
+            if seen.number is None:
+                if all(trial.ending is not None for trial in seen.trials):
                     return
                 if time.monotonic() - said >= SECONDS_BETWEEN_WORDS:
                     said = time.monotonic()
-                    logger.info("waiting for trials of other workers: %s", _unfinished(trials))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                    logger.info("waiting for trials of other workers: %s", _unfinished(seen.trials))
+                is_news = self._wait_for_news(seen.stamp, patience)
+                patience = SECONDS_BETWEEN_GLANCES if is_news else min(2 * patience, self.storage.seconds_between_looks)
                 continue
-            assert hold is not None
+            number, patience = seen.number, SECONDS_BETWEEN_GLANCES
+            assert seen.hold is not None
             try:
-                self._run(trials[number], trials, resumes=resumes)
+                self._run(seen.trials[number], seen.trials, resumes=seen.resumes)
             except Held as error:
                 logger.info("%s It is tried again.", error)
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_GLANCES)
             except Preempted as error:
                 how = "interrupted" if isinstance(error, Interrupted) else "told to end"
                 raise type(error)(f"{how}: trial {number} is saved; the same command goes on there") from None
             finally:
-                hold.release()
+                seen.hold.release()
 
-    def _next(self, num_trials: int) -> tuple[int | None, Hold | None, bool, list[Trial]]:
-        """The trial to train now, held, whether it was begun before, and all trials; no number where there is none now."""
+    def _wait_for_news(self, stamp: object, seconds: float) -> bool:
+        """Sleep until another worker has written, or so long; a worker that is gone is found by looking only."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, SECONDS_BETWEEN_GLANCES))
+            if self.storage.stamp() != stamp:
+                return True
+        return False
+
+    def _next(self, num_trials: int) -> _Seen:
+        """The trial to train now, held.
+
+        A new one is drawn outside the storage's lock, for some strategies take seconds: what it hangs on has ended and does
+        not change. Where another worker has begun it meanwhile, it was drawn for nothing and the next one is looked for.
+        """
+        while True:
+            seen = self._look(num_trials)
+            number = seen.number
+            if number is None or seen.hold is not None:
+                return seen
+            values = self.mirror.draw(number, seen.trials)
+            with self.storage.locked():
+                there = self.storage.read_trials()
+                if number < len(there):
+                    self.mirror.require_same(there[number], values)
+                    continue
+                hold = self.storage.begin_trial(number, values)
+            if hold is not None:  # None: another worker was faster, while a server was away
+                return replace(seen, trials=[*seen.trials, Trial(number, values)], hold=hold)
+
+    def _look(self, num_trials: int) -> _Seen:
+        """What there is to do: a trial that was left, then held; or a new one, or nothing now."""
         with self.storage.locked():
-            trials = self.storage.read_trials()
+            trials, stamp = self.storage.read_trials(), self.storage.stamp()
             self._require_few_failures(trials)
             for trial in trials[:num_trials]:
                 if trial.ending is None and (hold := self.storage.take_over(trial.number)) is not None:
@@ -151,17 +199,13 @@ class Search:
                         trial.number,
                         trial.number,
                     )
-                    return trial.number, hold, True, trials
-            number = len(trials)
-            if number >= num_trials:
-                return None, None, False, trials[:num_trials]
-            if any(trial.ending is None for trial in trials[: self.mirror.num_needed(number)]):
-                return None, None, False, trials
-            values = self.mirror.draw(number, trials)
-            hold = self.storage.begin_trial(number, values)
-            if hold is None:  # another worker was faster, while a server was away
-                return None, None, False, trials
-            return number, hold, False, [*trials, Trial(number, values)]
+                    return _Seen(trials, stamp, trial.number, hold, resumes=True)
+        number = len(trials)
+        if number >= num_trials:
+            return _Seen(trials[:num_trials], stamp)
+        if any(trial.ending is None for trial in trials[: self.mirror.num_needed(number)]):
+            return _Seen(trials, stamp)
+        return _Seen(trials, stamp, number)
 
     def _run(self, trial: Trial, trials: list[Trial], *, resumes: bool) -> None:
         logger.info("trial %d begins: %s", trial.number, values_text(trial.values))
@@ -248,8 +292,8 @@ def ending_text(study: Study, trial: Trial, best: Trial | None) -> str:
     """The line on a trial that has ended."""
     ending = trial.ending
     assert ending is not None
-    outcome = (ending.reason or "").rstrip(".") if ending.value is None else f"{study.metric} {ending.value:.6g}"
-    told = "" if best is None or best.ending is None else f"; best {best.ending.value:.6g} (trial {best.number})"
+    outcome = (ending.reason or "").rstrip(".") if ending.value is None else f"{study.metric} {ending.value_text}"
+    told = "" if best is None or best.ending is None else f"; best trial {best.number}: {best.ending.value_text}"
     return f"trial {trial.number} {ending.state}: {outcome}, {ending.seconds:.1f} s, {values_text(trial.values)}{told}"
 
 

@@ -21,6 +21,12 @@ class Storage(Protocol):
     A trial that was begun, and whose worker is gone, can be held by the next one: none is lost, and none is run twice.
     """
 
+    seconds_between_looks: float
+    """How long a worker that waits goes without a look at whether others are gone, at most."""
+
+    def stamp(self) -> object:
+        """Another one after each thing that was written, told without the lock; None where only reading tells."""
+
     def locked(self) -> AbstractContextManager[None]: ...
 
     def read_study(self) -> Study | None:

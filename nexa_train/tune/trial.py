@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 from nexa_core import digests
@@ -76,6 +77,8 @@ def run_trial(
         ending = _complete(result, config, metric)
     except Pruned as pruned:
         ending = Ending("pruned", watch.reports[-1], reports=watch.reports, reason=str(pruned), step=pruned.step)
+        low, high = _ends(watch.folder, metric, len(watch.reports) - 1)
+        ending = replace(ending, low=low, high=high)
     except (Held, NodeError, Preempted, Stopped):  # which says nothing of the trial
         raise
     except FAILURES as error:
@@ -92,25 +95,37 @@ def _run(config: RunConfig, layout: Layout, watch: Watch, resumes: bool) -> Trai
 
 
 def _complete(result: TrainingResult, config: RunConfig, metric: str) -> Ending:
-    reports = tuple(_reports(result.run, OF_VALIDATION[metric])) if metric in OF_VALIDATION else ()
+    reports: tuple[float, ...] = ()
     if metric not in OF_VALIDATION:
         value = result.manifest["metrics"].get(metric)
-    elif config.training.keep == "best":
-        losses = list(_reports(result.run, "loss"))
-        value = reports[losses.index(min(losses))]
+        scored = result.metrics["metrics"].get(metric, {})
+        low, high = scored.get("low"), scored.get("high")
     else:
-        value = reports[-1] if reports else None
+        found = list(_validations(result.run))
+        reports = tuple(each[metric] for each in found)
+        losses = [each["val_loss"] for each in found]
+        kept = losses.index(min(losses)) if config.training.keep == "best" and losses else len(losses) - 1
+        value = reports[kept] if reports else None
+        low, high = _ends(result.run, metric, kept)
     if value is None or not math.isfinite(value):
         there = ", ".join(sorted(result.manifest["metrics"]))
         raise UserError(f"The run has no {metric}; it has: {', '.join(OF_VALIDATION)}, {there}")
-    return Ending("complete", value, reports=reports, run_id=result.run.run_id, run_dir=result.manifest["run_dir"])
+    ending = Ending("complete", value, reports=reports, run_id=result.run.run_id, run_dir=result.manifest["run_dir"])
+    return replace(ending, low=low, high=high)
 
 
-def _reports(run_folder: RunFolder, key: str) -> Iterator[float]:
+def _validations(run_folder: RunFolder) -> Iterator[dict[str, float]]:
     """What the run wrote down after each validation; all of it, also where it was interrupted."""
     for line in run_folder.step_metrics.read_text(encoding="utf-8").splitlines():
-        if (value := json.loads(line).get(f"val_{key}")) is not None:
-            yield value
+        if "val_loss" in (values := json.loads(line)):
+            yield values
+
+
+def _ends(run_folder: RunFolder | None, metric: str, index: int) -> tuple[float | None, float | None]:
+    """The ends of the metric's interval at one of the run's validations."""
+    found = [] if run_folder is None else list(_validations(run_folder))
+    values = found[index] if 0 <= index < len(found) else {}
+    return values.get(f"{metric}_low"), values.get(f"{metric}_high")
 
 
 def _placed(ending: Ending, layout: Layout, watch: Watch, seconds: float) -> Ending:

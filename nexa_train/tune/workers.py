@@ -44,11 +44,13 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
         _started(search, command, num_workers) as workers,
         Progress("search", total=total, unit="trials", start=len(ended)) as progress,
     ):
+        seen: object = None
         while told.by is None:
             running = [process for process, _ in workers if process.poll() is None]
-            trials = search.trials()[:total]
-            _tell(search, trials, ended)
-            progress.update(len(ended))
+            if (stamp := search.storage.stamp()) is None or stamp != seen:
+                seen = stamp
+                _tell(search, search.trials()[:total], ended)
+                progress.update(len(ended))
             if len(ended) >= total:
                 return
             if not running:
