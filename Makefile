@@ -85,8 +85,8 @@ bench-kd: $(STAMP)
 # A study beside bare Optuna; then, for an hour or two, studies by `tpe` and by `random`.
 bench-tune: $(STAMP)
 	$(BIN)/python -m benchmarks.tune.overhead
-	for seed in 0 1 2 3 4 5 6 7 8 9; do $(BIN)/python -m benchmarks.tune.quality run digits --seed $$seed || exit 1; done
-	for seed in 0 1 2 3 4; do $(BIN)/python -m benchmarks.tune.quality run python_docs --seed $$seed || exit 1; done
+	$(BIN)/python -m benchmarks.tune.quality run digits
+	$(BIN)/python -m benchmarks.tune.quality run python_docs
 	$(BIN)/python -m benchmarks.tune.quality show
 
 bench-trackers: $(STAMP)

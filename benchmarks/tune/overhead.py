@@ -1,6 +1,7 @@
 """What a study costs beside bare Optuna: the same sampler, the same 200 tiny trials, each the same training run.
 
-Ours and bare Optuna take turns, each study in a process and a laboratory of its own.
+Ours and bare Optuna take turns, each study in a process and a laboratory of its own. Both read the rows that were encoded once,
+and publish no trial: what differs is the study. The table of docs/benchmarks.md is printed at the end.
 """
 
 import argparse
@@ -42,10 +43,22 @@ def main() -> None:
                     f"round {index}: {name} {measured[name][-1][0]:.1f} s, {measured[name][-1][1]:.1f} CPU s",
                     flush=True,
                 )
+    print(table(measured, arguments.trials))
+
+
+def table(measured: dict[str, list[tuple[float, float]]], trials: int) -> str:
+    """As in docs/benchmarks.md: medians with the range over the rounds, and the ratio of each round's two."""
+    lines = [f"| {trials} trials | nexa tune | bare Optuna | ratio |", "| --- | ---: | ---: | ---: |"]
     for what, which in (("seconds", 0), ("CPU seconds", 1)):
-        medians = {name: statistics.median(values[which] for values in each) for name, each in measured.items()}
-        said = ", ".join(f"{name} {value:.1f}" for name, value in medians.items())
-        print(f"{what} of {arguments.trials} trials: {said}; ratio {medians['nexa'] / medians['optuna']:.3f}")
+        ours, bare = ([values[which] for values in measured[name]] for name in ("nexa", "optuna"))
+        ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+        lines.append(f"| {what} | {spread(ours, 1)} | {spread(bare, 1)} | {spread(ratios, 3)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 def one_study(name: str, trials: int, folder: Path) -> tuple[float, float]:
@@ -83,15 +96,16 @@ def nexa(trials: int) -> None:
 
 
 def optuna(trials: int) -> None:
-    """As one would write it: an objective around the training function."""
+    """As one would write it who has read how trials share rows: an objective around the training function."""
     import optuna as library
 
     from nexa_core.config import RunConfig, load_config
     from nexa_core.paths import Layout
+    from nexa_train.supervision import Bystander
     from nexa_train.train import run
 
     library.logging.set_verbosity(library.logging.WARNING)
-    layout = Layout.from_environment()
+    layout, shared = Layout.from_environment(), Bystander()
 
     def objective(trial: library.Trial) -> float:
         values = {
@@ -99,7 +113,7 @@ def optuna(trials: int) -> None:
             "model.parameters.dropout": trial.suggest_float("dropout", 0.0, 0.5),
         }
         overrides = [*TINY, "experiment=bare", *(f"{key}={value!r}" for key, value in values.items())]
-        result = run(load_config(CONFIG, RunConfig, overrides=overrides), layout=layout)
+        result = run(load_config(CONFIG, RunConfig, overrides=overrides), layout=layout, supervisor=shared)
         lines = map(json.loads, result.run.step_metrics.read_text().splitlines())
         return min(line["val_loss"] for line in lines if "val_loss" in line)
 
