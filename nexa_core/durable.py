@@ -252,6 +252,22 @@ def open_lock(path: Path) -> TextIO:
     return open(path, "a")
 
 
+def reserve(path: Path, size_bytes: int) -> None:
+    """A file that takes up room on the disk: who removes it when the disk is full has so much left to end in order.
+
+    Raises:
+        OSError: there is not so much room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Wait until no other process is in a block with this path; the file is there no longer than the block."""

@@ -36,6 +36,8 @@ create table if not exists unusable (call text primary key, key text not null, r
 """
 FORMAT = 1
 KEYS_A_QUESTION = 500
+RESERVE_BYTES = 8 << 20
+"""Held on the disk while calls are made: where it fills up, the answers under way, which are paid for, still find room."""
 ROWS_A_STATEMENT = 128
 """Many rows in one statement: the interpreter is handed over once for all of them, and not once for each."""
 BEGIN = (
@@ -121,6 +123,7 @@ class Store:
         self._writing: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._lock = durable.open_lock(path.with_suffix(".lock"))
+        self._reserve, self._is_full = path.with_suffix(".reserve"), False
 
     def __enter__(self) -> "Store":
         try:
@@ -131,6 +134,7 @@ class Store:
                 f"{self._path} is being added to by another process, which may be buying the same answers. Wait for "
                 "it, or stop it."
             ) from None
+        durable.reserve(self._reserve, RESERVE_BYTES)
         with _disk_told(self._path):
             self._db = sqlite3.connect(
                 self._path,
@@ -156,6 +160,7 @@ class Store:
         self._writer.shutdown()
         self._read.close()
         self._db.close()
+        durable.remove(self._reserve)
         self._lock.close()
 
     def get(self, keys: Sequence[str]) -> dict[str, Stored]:
@@ -171,7 +176,12 @@ class Store:
         return found
 
     async def begin(self, call: Call, *, teacher: str, sent_at: float) -> None:
-        """Write down that a request goes out."""
+        """Write down that a request goes out.
+
+        Raises:
+            NexaError: the disk is full; what is under way can still be kept.
+        """
+        self._require_room()
         row = (call.id, call.key, call.purpose, teacher, sent_at, call.reserved_picousd)
         await self._write((BEGIN, row))
 
@@ -198,6 +208,7 @@ class Store:
             operations.append((MADE, (call.id, call.key, call.purpose, teacher, at)))
             operations.append((KEEP, (call.key, call.id, latency_seconds, raw)))
         self._commit(operations)
+        self._require_room()
 
     def price(self, purpose: str, prompt_picousd: int, completion_picousd: int) -> None:
         """Give answers that were bought before their price was known what they cost by these, per token."""
@@ -258,17 +269,33 @@ class Store:
 
     def _commit(self, operations: list[Operation]) -> None:
         with _disk_told(self._path):
-            self._db.execute("begin immediate")
             try:
-                for (text, places), rows in _by_statement(operations):
-                    for start in range(0, len(rows), ROWS_A_STATEMENT):
-                        some = rows[start : start + ROWS_A_STATEMENT]
-                        self._db.execute(text.format(rows=", ".join([places] * len(some))), list(chain(*some)))
-                self._db.execute("commit")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("rollback")
-                raise
+                self._transact(operations)
+            except sqlite3.OperationalError as error:
+                if self._is_full or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                self._is_full = True
+                durable.remove(self._reserve)
+                self._transact(operations)
+
+    def _transact(self, operations: list[Operation]) -> None:
+        self._db.execute("begin immediate")
+        try:
+            for (text, places), rows in _by_statement(operations):
+                for start in range(0, len(rows), ROWS_A_STATEMENT):
+                    some = rows[start : start + ROWS_A_STATEMENT]
+                    self._db.execute(text.format(rows=", ".join([places] * len(some))), list(chain(*some)))
+            self._db.execute("commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("rollback")
+            raise
+
+    def _require_room(self) -> None:
+        if self._is_full:
+            raise NexaError(
+                f"{self._path}: the disk is full. Every answer so far is kept; make room and run the same command again."
+            )
 
 
 def _by_statement(operations: list[Operation]) -> list[tuple[Statement, list[Sequence[Any]]]]:
