@@ -3,7 +3,7 @@
 python -m benchmarks.trackers.compare --rounds 3
 
 Two runs differ by more than a tracker costs. So within one run the processes that send its record on are stopped and
-continued in turn, half a second each, and each stretch of steps is held against its neighbour. While they go on they do
+continued in turn, 0.15 s each, and each stretch of steps is held against its neighbour. While they go on they do
 the work of both stretches, so that what is shown is the most that they could cost.
 """
 
@@ -34,8 +34,8 @@ STEPS_IN_THE_LOOP = 300
 NONE = "no tracker"
 KEY = "0" * 40
 WANDB = {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}
-STRETCH_SECONDS = 0.5
-SETTLING_SECONDS = 0.05
+STRETCH_SECONDS = 0.15
+SETTLING_SECONDS = 0.01
 """Of each stretch, the first, not counted."""
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_TRIES = (2.0, 5.0, 15.0, 60.0)
-MAX_BYTES_AT_ONCE = 2**18
+MAX_BYTES_AT_ONCE = 2**16
+SHARE = 0.2
+"""Of the time, the most that is spent on sending while the run goes on; what is left over then is sent at its end."""
 
 
 class Ending:
@@ -47,7 +50,7 @@ class Tail:
         """Whether the last reading came to where the file ended."""
 
     def read(self) -> list[dict[str, Any]]:
-        """The next lines, some thousands at most."""
+        """The next lines, some hundreds at most."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -115,6 +118,7 @@ class _Stages:
             self._destination.begin(self._story)
             self._has_begun = True
             self._begun()
+        began = time.monotonic()
         is_over = self._ending.is_said()  # asked before reading: what was written until then is read
         self._pace_lines = self._pace_lines or self._pace.read()
         self._lines = self._lines or self._record.read()
@@ -127,5 +131,6 @@ class _Stages:
         elif is_over:
             self._destination.finish(self._ending.word)
             self.are_done = True
-        if self._record.is_at_end and not is_over:
-            self._ending.wait(SECONDS_BETWEEN_LOOKS)
+        if not is_over:
+            rest = (time.monotonic() - began) * (1 / SHARE - 1)
+            self._ending.wait(max(rest, SECONDS_BETWEEN_LOOKS if self._record.is_at_end else 0.0))
