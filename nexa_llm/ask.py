@@ -60,16 +60,16 @@ def ask(
         OutOfBudget: what is left may not suffice for the next request; what was bought is kept.
         NexaError: the server has not answered for a long time, or the disk is full.
     """
-    asked = asked or Asked()
+    counts = asked or Asked()
     with ExitStack() as held:
         teacher = held.enter_context(opened(config, layout)) if teacher is None else teacher
         store = held.enter_context(_store_of(teacher, layout))
         with closing(_answers(teacher, store, requests, config, layout, purpose, max_cost_usd)) as answers:
             for answer in answers:
-                asked.num_bought += answer.is_new
-                asked.num_reused += not answer.is_new
+                counts.num_bought += answer.is_new
+                counts.num_reused += not answer.is_new
                 yield answer
-        if store is not None:
+        if store is not None and asked is not None:  # a sum over all its calls
             asked.total = store.total(purpose)
 
 

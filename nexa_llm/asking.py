@@ -110,7 +110,8 @@ class Asking:
         await settle_cut_off(self._store, self._teacher, self._session, self._reader)
         if self._reader.prices is not None:
             self._store.price(self._purpose, *self._reader.prices)  # what was bought before its price was known
-        self._buyer.budget.spent_picousd = self._store.total(self._purpose).picousd
+        if self._max_cost_usd is not None:
+            self._buyer.budget.spent_picousd = self._store.total(self._purpose).picousd
         most = self._pace.concurrency
         num_workers = most + most // WORKERS_A_SPARE_ONE
         self._workers = [loop.create_task(self._work()) for _ in range(num_workers)]

@@ -30,7 +30,8 @@ create table if not exists calls (
     reserved_picousd integer not null, state text not null default 'sent', picousd integer, prompt_tokens integer,
     completion_tokens integer, detail text
 ) without rowid;
-create index if not exists calls_by_purpose on calls (purpose, state);
+drop index if exists calls_by_purpose;
+create index if not exists calls_priced on calls (purpose, state, picousd, prompt_tokens, completion_tokens);
 create index if not exists calls_sent on calls (teacher) where state = 'sent';
 create table if not exists unusable (call text primary key, key text not null, raw blob not null) without rowid;
 """

@@ -22,7 +22,7 @@ from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
 from nexa_core.errors import NexaError, UserError
 from nexa_core.paths import Layout
 from nexa_llm import pace
-from nexa_llm.ask import Teachers, opened
+from nexa_llm.ask import Teachers, ask, opened
 from nexa_llm.budget import Budget, most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
@@ -31,7 +31,7 @@ from nexa_llm.pace import Breaker, Gate, RateLimit
 from nexa_llm.parse import Unusable, is_flagged, parse_answer
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
-from nexa_llm.store import Call, Store
+from nexa_llm.store import Call, Store, store_path
 from nexa_llm.token_bytes import id_by_bytes
 
 
@@ -418,7 +418,7 @@ def test_an_answer_is_on_the_disk_when_keep_returns(tmp_path: Path) -> None:
     script = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from nexa_llm.store import Call, Store
+from nexa_llm.store import Call, Store, store_path
 from nexa_llm.token_bytes import id_by_bytes
 
 async def main(store):
@@ -457,6 +457,41 @@ def test_calls_are_counted_by_purpose_and_unusable_answers_are_kept_aside(tmp_pa
         assert set(store.get(["1", "2"])) == {"1"}
     with sqlite3.connect(tmp_path / "answers.sqlite") as db:
         assert db.execute("select call, raw from unusable").fetchone()[0] == "b"
+
+
+def test_a_batch_takes_the_store_no_longer_for_the_calls_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge is asked batch by batch: a sum over all calls in each would be work by the square of the pairs."""
+    instructions = 0
+    connect = sqlite3.connect
+
+    def count() -> int:
+        nonlocal instructions
+        instructions += 1
+        return 0
+
+    def counted(*arguments: Any, **named: Any) -> sqlite3.Connection:
+        found = connect(*arguments, **named)
+        found.set_progress_handler(count, 1)
+        return found
+
+    priced = config(prices={"m": Price(prompt_usd_per_million=1, completion_usd_per_million=1)})
+    layout, taken = Layout(tmp_path), []
+    for before in (10, 5_000):
+        with Store(store_path(layout)) as store:
+            calls = [Call(f"{before} {number}", f"{number}", "judge", 0, "answered", 0) for number in range(before)]
+            key = OpenAi(priced, {}).key(request())
+            body = orjson.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
+            store.put_batch([(call, b"raw", None) for call in calls], teacher="t", at=1.0)
+            store.put_batch([(Call(f"{before}", key, "judge", 0, "answered", 0), body, None)], teacher="t", at=1.0)
+        instructions = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", counted)
+            assert [answer.text for answer in ask([request()], priced, layout, purpose="judge")] == ["4"]
+        taken.append(instructions)
+    assert taken[0] > 0
+    assert taken[1] < 1.5 * taken[0]
 
 
 def test_one_process_at_a_time_adds_to_a_store(tmp_path: Path) -> None:

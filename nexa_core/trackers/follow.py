@@ -19,6 +19,8 @@ SECONDS_BETWEEN_TRIES = (2.0, 5.0, 15.0, 60.0)
 MAX_BYTES_AT_ONCE = 2**16
 SHARE = 0.2
 """Of the time, the most that is spent on sending while the run goes on; what is left over then is sent at its end."""
+LONGEST_REST_SECONDS = 15.0
+"""After a sending that the network made long, and not the processor."""
 
 
 class Ending:
@@ -132,5 +134,5 @@ class _Stages:
             self._destination.finish(self._ending.word)
             self.are_done = True
         if not is_over:
-            rest = (time.monotonic() - began) * (1 / SHARE - 1)
+            rest = min((time.monotonic() - began) * (1 / SHARE - 1), LONGEST_REST_SECONDS)
             self._ending.wait(max(rest, SECONDS_BETWEEN_LOOKS if self._record.is_at_end else 0.0))
