@@ -90,6 +90,12 @@ def run_torchrun(arguments: Sequence[str], node: Node) -> None:
         fail(f"rank {rank} ended with exit code {failure.exitcode}; what it said is above", failure.exitcode)
     except SignalException as error:
         raise_when_told(error)
+    except (
+        UnboundLocalError
+    ) as error:  # the signal came between two lines of torch's metrics.prof, whose `finally` then fails
+        if not isinstance(error.__context__, SignalException):
+            raise
+        raise_when_told(error.__context__.with_traceback(error.__traceback__))
     except (DistError, RendezvousError) as error:
         raise NodeError(
             f"Node {node.rank} of {node.num_nodes} did not meet the others at {node.master_addr}:{node.master_port}: "

@@ -15,9 +15,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from nexa_core.config import RunConfig, load_config
-from nexa_core.errors import NodeError, UserError
+from nexa_core.errors import NodeError, Preempted, UserError
 from nexa_ops.launch import launch
 from nexa_ops.launchers.plan import GRACE_SECONDS, Options
 from nexa_ops.nodes import Node, first_host, read_node
@@ -261,6 +262,21 @@ def test_a_worker_that_did_not_save_when_told_to_end_decides_the_exit_code(
     assert code == expected, said
     assert says in said
     assert "Traceback" not in said
+
+
+def test_a_signal_between_two_lines_of_torchrun_is_a_signal_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's timing of its own functions sets a local in a `try` and reads it in the `finally`: a signal may come before."""
+
+    def told_while_timing(arguments: list[str]) -> None:
+        try:
+            raise SignalException("told", signal.SIGTERM)
+            start = 0.0
+        finally:
+            print(start)  # as torch.distributed.elastic.metrics.prof
+
+    monkeypatch.setattr("torch.distributed.run.main", told_while_timing)
+    with pytest.raises(Preempted, match="told to end by SIGTERM"):
+        run_torchrun([], Node(0, 1, 1, None, None, None))
 
 
 @pytest.mark.parametrize(
