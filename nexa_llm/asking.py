@@ -68,6 +68,7 @@ class Asking:
         self._buying: dict[str, asyncio.Future[Answer | None]] = {}
         self._bought_since: set[str] = set()  # requests were last looked up
         self._num_taken = self._next = 0
+        self._workers: list[asyncio.Task[None]] = []
         self._halt: BaseException | None = None
 
     def answers(self, requests: Iterable[ChatRequest]) -> Generator[Answer, None, None]:
@@ -81,8 +82,9 @@ class Asking:
             NexaError: nothing was answered for a long time.
         """
         with asyncio.Runner() as runner:
-            runner.run(self._begin(iter(requests)))
+            runner.run(self._open(iter(requests)))
             try:
+                runner.run(self._begin())
                 while ready := runner.run(self._ready()):
                     yield from ready
             finally:
@@ -90,7 +92,7 @@ class Asking:
         if self._halt is not None:
             raise self._halt
 
-    async def _begin(self, requests: Iterator[ChatRequest]) -> None:
+    async def _open(self, requests: Iterator[ChatRequest]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
@@ -107,7 +109,12 @@ class Asking:
             purpose=self._purpose,
             max_cost_usd=self._max_cost_usd,
         )
-        await settle_cut_off(self._store, self._teacher, self._session, self._reader)
+
+    async def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._workers = [loop.create_task(settle_cut_off(self._store, self._teacher, self._session, self._reader))]
+        with contextlib.suppress(asyncio.CancelledError):  # told to end twice: the next run finds out
+            await self._workers[0]
         if self._reader.prices is not None:
             self._store.price(self._purpose, *self._reader.prices)  # what was bought before its price was known
         if self._max_cost_usd is not None:

@@ -17,7 +17,7 @@ from nexa_llm.pace import Breaker, Gate, RateLimit
 from nexa_llm.parse import Unusable, is_flagged
 from nexa_llm.prices import as_usd
 from nexa_llm.reading import Reader
-from nexa_llm.settling import outcome_of
+from nexa_llm.settling import outcome_of, settle_answered
 from nexa_llm.store import Call, Store, Stored
 
 SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.25, 30.0
@@ -151,23 +151,21 @@ class Buyer:
         try:
             answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
         except Unusable as error:
-            return await self._lost(call, f"an unusable answer: {error}", unusable=True)
+            self._store.set_aside(call)
+            return await self._lost(call, f"an unusable answer: {error}")
         self._breaker.succeeded()
         self._has_answered = True
         if self._tokens_limit and answer.prompt_tokens is not None and answer.completion_tokens is not None:
             used = answer.prompt_tokens + answer.completion_tokens
             self._tokens_limit.correct(used - most_prompt_tokens(job.request) - job.request.sampling.max_tokens)
-        paid = call.reserved_picousd if answer.cost_picousd is None else answer.cost_picousd
-        has_price = self._reader.prices is not None
-        self._store.settle(call, paid if has_price else None, answer.prompt_tokens, answer.completion_tokens)
-        self._settle(call, paid)
+        self._settle(call, settle_answered(call, answer, self._store, self._reader))
         return replace(answer, is_new=True)
 
-    async def _lost(self, call: Call, error: str, *, is_free: bool = False, unusable: bool = False) -> Failure:
+    async def _lost(self, call: Call, error: str, *, is_free: bool = False) -> Failure:
         """A call of which nobody knows whether it was billed, unless the server says so."""
         self._breaker.failed()
         paid, state = (0, "failed") if is_free else await outcome_of(call, self._teacher, self._session, self._reader)
-        self._store.fail(call, error, picousd=paid, state=state, unusable=unusable)
+        self._store.fail(call, error, picousd=paid, state=state)
         self._settle(call, paid or 0)
         return Failure(error)
 

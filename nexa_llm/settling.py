@@ -4,8 +4,9 @@ import asyncio
 import logging
 from typing import Any
 
+from nexa_llm.chat import Answer
 from nexa_llm.openai import OpenAi
-from nexa_llm.parse import Unusable
+from nexa_llm.parse import Unusable, is_flagged, parse_answer
 from nexa_llm.reading import Reader
 from nexa_llm.store import Call, Store
 
@@ -28,10 +29,16 @@ async def settle_cut_off(store: Store, teacher: OpenAi, session: Any, reader: Re
     turn = asyncio.Semaphore(BILLS_ASKED_AT_ONCE)
 
     async def settle(call: Call) -> None:
+        kept = store.get([call.key]).get(call.key)
+        raw = kept.raw if kept is not None and kept.call == call.id else None
+        if raw is not None and (answer := _answer_in(raw, call.key)) is not None:
+            settle_answered(call, answer, store, reader)
+            return
+        if raw is not None and not is_flagged(raw):
+            store.set_aside(call)
         async with turn:
             paid, state = await outcome_of(call, teacher, session, reader)
-        unusable = _has_left_unusable(call, store, reader)
-        store.fail(call, "cut off: the process was killed", picousd=paid, state=state, unusable=unusable)
+        store.fail(call, "cut off: the process was killed", picousd=paid, state=state)
 
     await asyncio.gather(*map(settle, cut_off))
     if cut_off:
@@ -39,13 +46,22 @@ async def settle_cut_off(store: Store, teacher: OpenAi, session: Any, reader: Re
         logger.info("%d calls were under way when the process was killed before; the ledger lists them", len(cut_off))
 
 
-def _has_left_unusable(call: Call, store: Store, reader: Reader) -> bool:
-    """Whether a call's response was kept and the process killed before it was found to be no answer."""
-    kept = store.get([call.key]).get(call.key)
-    if kept is None or kept.call != call.id:
-        return False
+def settle_answered(call: Call, answer: Answer, store: Store, reader: Reader) -> int:
+    """Book what an answer cost by its own count of tokens, or at most where it has none; in picodollars."""
+    cost = None
+    if answer.prompt_tokens is not None and answer.completion_tokens is not None:
+        cost = reader.cost(answer.prompt_tokens, answer.completion_tokens)
+    paid = call.reserved_picousd if cost is None else cost
+    store.settle(call, None if reader.prices is None else paid, answer.prompt_tokens, answer.completion_tokens)
+    return paid
+
+
+def _answer_in(raw: bytes, key: str) -> Answer | None:
+    """The answer that was kept before the process was killed, whatever this run asks for; None where it is none.
+
+    What a filter stopped is none: nobody knows what that cost.
+    """
     try:
-        reader.parse(call.key, kept)
+        return None if is_flagged(raw) else parse_answer(raw, key)
     except Unusable:
-        return True
-    return False
+        return None

@@ -194,12 +194,12 @@ class Store:
         """Note what an answer cost; it goes to the disk with whatever is written next."""
         self._operations.append((SETTLE, (call.id, picousd, prompt_tokens, completion_tokens)))
 
-    def fail(
-        self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed", unusable: bool = False
-    ) -> None:
+    def set_aside(self, call: Call) -> None:
+        """Note that what was kept of a call is no answer, so that it is asked for again; likewise."""
+        self._operations += [(SET_ASIDE, (call.key,)), (TAKE_OUT, (call.key,))]
+
+    def fail(self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed") -> None:
         """Note that nothing came of a call, or nothing that can be used; likewise."""
-        if unusable:
-            self._operations += [(SET_ASIDE, (call.key,)), (TAKE_OUT, (call.key,))]
         self._operations.append((FAIL, (call.id, state, picousd, detail[:500])))
 
     def put_batch(self, rows: Iterable[tuple[Call, bytes, float | None]], *, teacher: str, at: float) -> None:

@@ -445,7 +445,8 @@ def test_calls_are_counted_by_purpose_and_unusable_answers_are_kept_aside(tmp_pa
             await store.begin(call(name, key), teacher="t", sent_at=1.0)
             await store.keep(call(name, key), name.encode(), None)
         store.settle(call("a", "1"), 7, 3, 2)
-        store.fail(call("b", "2"), "malformed", unusable=True)
+        store.set_aside(call("b", "2"))
+        store.fail(call("b", "2"), "malformed")
         store.fail(call("c", "3"), "cut off", picousd=10, state="unknown")
         await store.flush()
 
