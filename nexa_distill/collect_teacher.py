@@ -23,7 +23,7 @@ from nexa_llm import batches
 from nexa_llm.ask import Asked, ask, contents_of, opened, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
-from nexa_llm.estimate import Estimate, estimate
+from nexa_llm.estimate import Estimate, Size, estimate
 from nexa_llm.openai import OpenAi
 from nexa_llm.prices import as_usd
 from nexa_llm.recorded import Recorded
@@ -166,8 +166,8 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    num_requests, prompt_bytes = 0, 0
-    looked_up: dict[str, int] = {}
+    num_requests, total = 0, Size()
+    looked_up: dict[str, Size] = {}
     stride = max(1, inputs.num_rows * settings.samples // LOOKED_UP)
     with opened(settings, layout) as teacher:
         key_of = _key_of(teacher)
@@ -177,13 +177,13 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
                 if key in looked_up:  # an equal one is paid for once
                     continue
                 num_requests += 1
-                prompt_bytes += (size := most_prompt_tokens(request))
+                total += (size := _size_of(request, teacher, settings))
                 if key is not None:
                     looked_up[key] = size
     return estimate(
         settings,
         num_requests=num_requests,
-        prompt_bytes=prompt_bytes,
+        size=total,
         looked_up=looked_up,
         price=price_of(settings, has_budget=settings.max_cost_usd is not None),
         store=store_path(layout),
@@ -195,6 +195,13 @@ def _key_of(teacher: Any) -> Callable[[ChatRequest], str | None]:
     if isinstance(teacher, OpenAi):
         return teacher.key
     return (lambda request: None) if isinstance(teacher, Recorded) else partial(batches.key_of, teacher)
+
+
+def _size_of(request: ChatRequest, teacher: Any, settings: CollectConfig) -> Size:
+    parts = [*(each["content"] for each in request.messages), *request.tools, *settings.extra_body.values()]
+    text = sum(len(each.encode() if isinstance(each, str) else digests.canonical_json(each)) for each in parts)
+    payload = teacher.payload(request) if isinstance(teacher, OpenAi) else b""  # the others cost nothing
+    return Size(text, most_prompt_tokens(request, payload))
 
 
 def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:

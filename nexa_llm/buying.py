@@ -119,7 +119,8 @@ class Buyer:
 
     async def _try(self, job: Job) -> Answer | Failure | None:
         """Ask once; None where the run stops before the request is sent."""
-        prompt_tokens, max_tokens = most_prompt_tokens(job.request), job.request.sampling.max_tokens
+        payload, max_tokens = self._teacher.payload(job.request), job.request.sampling.max_tokens
+        prompt_tokens = most_prompt_tokens(job.request, payload)
         await self.gate.enter()
         overloaded = False
         try:
@@ -133,12 +134,12 @@ class Buyer:
             call = Call(uuid.uuid4().hex, job.key, self._purpose, reserved, "sent", None)
             await self._store.begin(call, teacher=self._teacher.address, sent_at=time.time())
             try:
-                response = await self._teacher.send(self._session, job.request, call.id)
+                response = await self._teacher.send(self._session, payload, call.id)
             except (ConnectionError, TimeoutError) as error:
                 overloaded = isinstance(error, TimeoutError)
                 return await self._lost(call, str(error), is_free=isinstance(error, NotConnected))
             if response.status == 200:
-                return await self._received(job, call, response)
+                return await self._received(job, call, response, prompt_tokens + max_tokens)
             overloaded = response.status in OVERLOADED
             if response.status in FLAGGING and is_flagged(response.body):
                 return await self._flagged(job, call, response)
@@ -146,7 +147,7 @@ class Buyer:
         finally:
             self.gate.leave(overloaded=overloaded)
 
-    async def _received(self, job: Job, call: Call, response: Response) -> Answer | Failure:
+    async def _received(self, job: Job, call: Call, response: Response, most_tokens: int) -> Answer | Failure:
         await self._store.keep(call, response.body, response.latency_seconds)
         try:
             answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
@@ -157,7 +158,7 @@ class Buyer:
         self._has_answered = True
         if self._tokens_limit and answer.prompt_tokens is not None and answer.completion_tokens is not None:
             used = answer.prompt_tokens + answer.completion_tokens
-            self._tokens_limit.correct(used - most_prompt_tokens(job.request) - job.request.sampling.max_tokens)
+            self._tokens_limit.correct(used - most_tokens)
         self._settle(call, settle_answered(call, answer, self._store, self._reader))
         return replace(answer, is_new=True)
 

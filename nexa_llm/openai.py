@@ -87,6 +87,10 @@ class OpenAi:
             body["tools"] = list(request.tools)
         return body | self._config.extra_body
 
+    def payload(self, request: ChatRequest) -> bytes:
+        """`body` as it goes over the wire."""
+        return orjson.dumps(self.body(request))
+
     def key(self, request: ChatRequest) -> str:
         """The digest of everything that determines the answer."""
         about = {"url": self._asked_url, "body": self.body(request), "sample": request.sample_index}
@@ -115,7 +119,7 @@ class OpenAi:
     def close(self) -> None:
         """Let go of what was begun to be asked."""
 
-    async def send(self, session: Any, request: ChatRequest, call_id: str) -> Response:
+    async def send(self, session: Any, payload: bytes, call_id: str) -> Response:
         """Ask once.
 
         Raises:
@@ -127,9 +131,7 @@ class OpenAi:
 
         began = time.monotonic()
         try:
-            async with session.post(
-                self._completions, data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
-            ) as response:
+            async with session.post(self._completions, data=payload, headers={CALL_ID: call_id}) as response:
                 body = await response.read()
         except aiohttp.ConnectionTimeoutError:
             raise NotConnected(f"no connection within {SECONDS_TO_CONNECT} s") from None

@@ -174,7 +174,9 @@ def test_a_prompt_has_no_more_tokens_than_are_set_aside_for_it(text: str) -> Non
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    assert len(tokenizer.encode(text.encode("utf-8", "replace").decode()).ids) <= most_prompt_tokens(request(text))
+    assert len(tokenizer.encode(text.encode("utf-8", "replace").decode()).ids) <= most_prompt_tokens(
+        request(text), OpenAi(config(), {}).payload(request(text))
+    )
 
 
 # Pace.

@@ -6,15 +6,22 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from nexa_core.config.ask import AskConfig, Price, SamplingConfig
+from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
+from nexa_core.config.distill import CollectConfig, DistillConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
+from nexa_distill.collect_teacher import estimate_collection
 from nexa_llm.ask import ask
+from nexa_llm.budget import BYTES_OF_A_MESSAGE
+from nexa_llm.buying import OutOfBudget
 from nexa_llm.chat import Answer, ChatRequest, Sampling
 from nexa_llm.openai import OpenAi
+from nexa_llm.pace import RateLimit
 from nexa_llm.store import Call, Store, store_path
 from tests.raw_server import RawServer, answer, raw_server
 
@@ -113,3 +120,50 @@ def test_a_response_that_was_no_answer_before_a_kill_is_taken_out(layout: Layout
         keep_and_die(server, layout, b'{"choices": [')
         assert [each.text for each in asked(config(server), layout, "Why?")] == ["new"]
     assert [(call["state"], call["picousd"]) for call in ledger(layout)] == [("unknown", 99), ("answered", PAID)]
+
+
+# What is set aside.
+
+SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"d": "long " * 800}}}}
+
+
+def test_what_further_keys_put_into_the_prompt_is_set_aside_as_well(layout: Layout) -> None:
+    """The server counts a token for every four bytes that it gets."""
+    with raw_server(lambda text, times: answer(usage=(len(server.bodies[0]) // 4, 5))) as server:
+        texts = [f"{number:02}" for number in range(50)]
+        with pytest.raises(OutOfBudget):
+            asked(config(server, extra_body=SCHEMA), layout, *texts, max_cost_usd=0.02)
+        num_calls, num_bytes = len(server.bodies), len(server.bodies[0])
+    calls = ledger(layout)
+    assert num_calls > 10
+    assert sum(call["picousd"] for call in calls) <= 0.02e12
+    assert {call["reserved_picousd"] for call in calls} == {(num_bytes + 2 * BYTES_OF_A_MESSAGE + 20) * 10**6}
+
+
+def test_tokens_a_minute_are_counted_on_what_is_sent(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+
+    async def take(limit: RateLimit, units: float) -> None:
+        taken.append(units)
+
+    monkeypatch.setattr(RateLimit, "take", take)
+    monkeypatch.setattr(RateLimit, "correct", lambda limit, units: taken.append(units))
+    with raw_server(lambda text, times: answer()) as server:
+        asked(config(server, extra_body=SCHEMA, pace=Pace(tokens_per_minute=1e6)), layout, "Why?")
+        most = len(server.bodies[0]) + 2 * BYTES_OF_A_MESSAGE + 20
+    assert taken == [most, 15 - most]
+
+
+def test_a_dry_run_counts_what_is_sent(layout: Layout) -> None:
+    parquet.write_table(pyarrow.table({"row_id": ["a"], "prompt": ["Why?"]}), layout.root / "inputs.parquet")
+
+    def most_usd(**settings: Any) -> float | None:
+        collect = CollectConfig(teacher="openai:m", base_url="http://127.0.0.1:9/v1", prices=PRICES, **settings)
+        return estimate_collection(
+            DistillConfig(inputs=str(layout.root / "inputs.parquet"), collect=collect), layout
+        ).most_usd
+
+    plain, with_schema = most_usd(), most_usd(extra_body=SCHEMA)
+    assert plain is not None
+    assert with_schema is not None
+    assert with_schema >= plain + 4000 * 1e-6
