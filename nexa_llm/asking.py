@@ -116,7 +116,8 @@ class Asking:
         with contextlib.suppress(asyncio.CancelledError):  # told to end twice: the next run finds out
             await self._workers[0]
         if self._reader.prices is not None:
-            self._store.price(self._purpose, *self._reader.prices)  # what was bought before its price was known
+            names = (self._teacher.address, self._teacher.name)
+            self._store.price(self._purpose, names, *self._reader.prices)  # what was bought before its price was known
         if self._max_cost_usd is not None:
             self._buyer.budget.spent_picousd = self._store.total(self._purpose).picousd
         most = self._pace.concurrency
@@ -194,7 +195,7 @@ class Asking:
         for request, key in zip(requests, keys, strict=True):
             index = self._num_taken
             self._num_taken += 1
-            if key not in stored:
+            if key not in stored or key in self._buying:  # what came of that one may yet be found to be no answer
                 self._jobs.append(Job(index, request, key))
             else:
                 self._finish(index, self._reader.read(key, stored[key]))

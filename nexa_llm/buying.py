@@ -153,7 +153,7 @@ class Buyer:
             answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
         except Unusable as error:
             self._store.set_aside(call)
-            return await self._lost(call, f"an unusable answer: {error}")
+            return await self._lost(call, f"an unusable answer: {error}", raw=response.body)
         self._breaker.succeeded()
         self._has_answered = True
         if self._tokens_limit and answer.prompt_tokens is not None and answer.completion_tokens is not None:
@@ -162,20 +162,23 @@ class Buyer:
         self._settle(call, settle_answered(call, answer, self._store, self._reader))
         return replace(answer, is_new=True)
 
-    async def _lost(self, call: Call, error: str, *, is_free: bool = False) -> Failure:
+    async def _lost(self, call: Call, error: str, *, is_free: bool = False, raw: bytes = b"") -> Failure:
         """A call of which nobody knows whether it was billed, unless the server says so."""
         self._breaker.failed()
-        paid, state = (0, "failed") if is_free else await outcome_of(call, self._teacher, self._session, self._reader)
+        paid, state = (0, "failed") if is_free else await self._outcome_of(call, raw)
         self._store.fail(call, error, picousd=paid, state=state)
         self._settle(call, paid or 0)
         return Failure(error)
+
+    async def _outcome_of(self, call: Call, raw: bytes = b"") -> tuple[int | None, str]:
+        return await outcome_of(call, self._teacher, self._session, self._reader, raw=raw)
 
     async def _flagged(self, job: Job, call: Call, response: Response) -> Answer:
         """The refusal of a request that a filter stopped; some servers bill it, and do not say for how many tokens."""
         await self._store.keep(call, response.body, response.latency_seconds)
         self._breaker.succeeded()
         answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
-        paid, state = await outcome_of(call, self._teacher, self._session, self._reader)
+        paid, state = await self._outcome_of(call)
         self._store.fail(call, f"HTTP {response.status}: {answer.error}", picousd=paid, state=state)
         self._settle(call, paid or 0)
         return replace(answer, is_new=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from nexa_llm.chat import Answer
 from nexa_llm.openai import OpenAi
-from nexa_llm.parse import Unusable, is_flagged, parse_answer
+from nexa_llm.parse import Unusable, is_flagged, parse_answer, read_usage
 from nexa_llm.reading import Reader
 from nexa_llm.store import Call, Store
 
@@ -15,11 +15,19 @@ logger = logging.getLogger(__name__)
 BILLS_ASKED_AT_ONCE = 16
 
 
-async def outcome_of(call: Call, teacher: OpenAi, session: Any, reader: Reader) -> tuple[int | None, str]:
-    """What a lost call cost, in picodollars, and its state in the ledger."""
+async def outcome_of(
+    call: Call, teacher: OpenAi, session: Any, reader: Reader, *, raw: bytes = b""
+) -> tuple[int | None, str]:
+    """What a lost call cost, in picodollars, and its state in the ledger.
+
+    Args:
+        raw: what came of it, which is no answer, and may count its tokens all the same.
+    """
     if reader.prices is None:
         return None, "unknown"
     billed = await teacher.billed(session, call.id) if call.reserved_picousd else 0
+    if billed is None and (usage := read_usage(raw)) is not None:
+        billed = reader.cost(*usage)
     return (call.reserved_picousd, "unknown") if billed is None else (billed, "failed")
 
 
@@ -29,15 +37,16 @@ async def settle_cut_off(store: Store, teacher: OpenAi, session: Any, reader: Re
     turn = asyncio.Semaphore(BILLS_ASKED_AT_ONCE)
 
     async def settle(call: Call) -> None:
-        kept = store.get([call.key]).get(call.key)
-        raw = kept.raw if kept is not None and kept.call == call.id else None
-        if raw is not None and (answer := _answer_in(raw, call.key)) is not None:
+        found = store.get([call.key]).get(call.key)
+        kept = found.raw if found is not None and found.call == call.id else None
+        if kept is not None and (answer := _answer_in(kept, call.key)) is not None:
             settle_answered(call, answer, store, reader)
             return
-        if raw is not None and not is_flagged(raw):
+        if kept is not None and not is_flagged(kept):
             store.set_aside(call)
+        raw = kept or store.get_unusable(call) or b""
         async with turn:
-            paid, state = await outcome_of(call, teacher, session, reader)
+            paid, state = await outcome_of(call, teacher, session, reader, raw=raw)
         store.fail(call, "cut off: the process was killed", picousd=paid, state=state)
 
     await asyncio.gather(*map(settle, cut_off))

@@ -38,6 +38,7 @@ def raw_server(respond: Respond, bill: Callable[[], Sent] = lambda: NO_BILL) -> 
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # headers and body in one packet
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
 from nexa_core.config.distill import CollectConfig, DistillConfig
 from nexa_core.errors import UserError
 from nexa_core.paths import Layout
-from nexa_distill.collect_teacher import estimate_collection
+from nexa_distill.collect_teacher import collect, estimate_collection
 from nexa_llm.ask import ask
+from nexa_llm.asking import LOOKED_UP_AT_ONCE
 from nexa_llm.budget import BYTES_OF_A_MESSAGE
 from nexa_llm.buying import OutOfBudget
 from nexa_llm.chat import Answer, ChatRequest, Sampling
 from nexa_llm.openai import OpenAi
 from nexa_llm.pace import RateLimit
 from nexa_llm.store import Call, Store, store_path
-from tests.raw_server import RawServer, answer, raw_server
+from tests.raw_server import NO_BILL, RawServer, Sent, answer, raw_server
 
 PRICES = {"m": Price(prompt_usd_per_million=1, completion_usd_per_million=1)}
 PAID = 15 * 10**6
@@ -41,6 +44,15 @@ def request(text: str = "Why?", **sampling: Any) -> ChatRequest:
 def asked(settings: AskConfig, layout: Layout, *texts: str, **more: Any) -> list[Answer]:
     sampling = {} if settings.sampling.logprobs is None else {"logprobs": settings.sampling.logprobs}
     return list(ask((request(text, **sampling) for text in texts), settings, layout, **{"purpose": "test", **more}))
+
+
+def inputs(layout: Layout, server: RawServer, number: int, **settings: Any) -> DistillConfig:
+    """Settings of a collection of so many prompts."""
+    path = layout.root / "inputs.parquet"
+    rows = {"row_id": [f"row-{n}" for n in range(number)], "prompt": [f"What is {n}?" for n in range(number)]}
+    parquet.write_table(pyarrow.table(rows), path)
+    teacher = {"teacher": "openai:m", "base_url": server.base_url, "prices": PRICES}
+    return DistillConfig(inputs=str(path), collect=CollectConfig(**{**teacher, **settings}))
 
 
 def ledger(layout: Layout) -> list[dict[str, Any]]:
@@ -120,6 +132,71 @@ def test_a_response_that_was_no_answer_before_a_kill_is_taken_out(layout: Layout
         keep_and_die(server, layout, b'{"choices": [')
         assert [each.text for each in asked(config(server), layout, "Why?")] == ["new"]
     assert [(call["state"], call["picousd"]) for call in ledger(layout)] == [("unknown", 99), ("answered", PAID)]
+
+
+def test_a_response_that_was_set_aside_before_a_kill_is_booked_by_its_tokens(layout: Layout) -> None:
+    half = answer("ha", finish="error")[1]
+    with raw_server(lambda text, times: answer("new")) as server:
+        keep_and_die(server, layout, half)
+        with Store(store_path(layout)) as store:
+            store.set_aside(store.cut_off()[0])
+            asyncio.run(store.flush())
+        assert [each.text for each in asked(config(server), layout, "Why?")] == ["new"]
+    assert [(call["state"], call["picousd"]) for call in ledger(layout)] == [("failed", PAID), ("answered", PAID)]
+
+
+# What is no answer.
+
+
+def test_an_equal_prompt_takes_no_response_that_is_found_to_be_none(layout: Layout) -> None:
+    """It comes up while the server is asked what the first one's response cost."""
+
+    def bill() -> Sent:
+        time.sleep(0.5)
+        return NO_BILL
+
+    def respond(text: str, times: int) -> Sent:
+        if text == "slow":
+            time.sleep(0.2)
+        return (200, b'{"choices": [', {}) if (text, times) == ("twin", 1) else answer(text)
+
+    texts = [*map(str, range(LOOKED_UP_AT_ONCE - 2)), "slow", "twin", "twin"]
+    with raw_server(respond, bill) as server:
+        found = asked(config(server, pace=Pace(concurrency=2)), layout, *texts)
+        assert server.asked.count("twin") == 2
+    assert [(each.status, each.text) for each in found[-2:]] == [("answered", "twin")] * 2
+
+
+def test_an_answer_that_broke_off_is_asked_for_again_and_booked_by_its_tokens(layout: Layout) -> None:
+    with raw_server(lambda text, times: answer("ha", finish="error") if times == 1 else answer("half")) as server:
+        assert [each.text for each in asked(config(server), layout, "Why?")] == ["half"]
+    assert [(call["state"], call["picousd"]) for call in ledger(layout)] == [("failed", PAID), ("answered", PAID)]
+
+
+def test_an_answer_without_a_word_is_bought_once(layout: Layout) -> None:
+    with raw_server(lambda text, times: answer(None)) as server:
+        assert [each.text for each in asked(config(server), layout, "Why?")] == [""]
+        assert [each.is_new for each in asked(config(server), layout, "Why?")] == [False]
+        assert server.asked == ["Why?"]
+
+
+def test_counts_and_names_that_are_none_crash_nothing(layout: Layout) -> None:
+    odd = {"model": 7, "choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}
+    odd["usage"] = {"prompt_tokens": 2**53 - 1, "completion_tokens": 2**63}
+    with raw_server(lambda text, times: (200, json.dumps(odd).encode(), {})) as server:
+        for name in ("first", "again"):
+            done = collect(inputs(layout, server, 1, name=name), layout)
+            (row,) = parquet.read_table(done.place.path).to_pylist()
+            assert (row["completion"], row["model"], row["prompt_tokens"]) == ("4", None, None)
+
+
+def test_an_answer_is_priced_by_its_own_teachers_price(layout: Layout) -> None:
+    with raw_server(lambda text, times: answer()) as server:
+        asked(config(server, teacher="openai:unknown"), layout, "Why?")
+        asked(config(server), layout, "Why?")
+        assert [call["picousd"] for call in ledger(layout)] == [None, PAID]
+        asked(config(server, teacher="openai:unknown", prices={"unknown": PRICES["m"]}), layout, "Why?")
+    assert [call["picousd"] for call in ledger(layout)] == [PAID, PAID]
 
 
 # What is set aside.
