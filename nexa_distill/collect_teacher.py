@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_JUDGED = 50
 """Answers before a share of them is held against a limit."""
+FEWEST_FAILED = 10
+"""Failures that end a run before its end; fewer may be all that there are."""
 LOOKED_UP = 20_000
 """Requests, about, that are looked up in the store for an estimate: all of them, or a sample."""
 NUM_SHOWN = 3
@@ -232,9 +234,12 @@ def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place
             if answer.status == "failed" and len(failures) < NUM_SHOWN:
                 failures.append(f"{prompt.row_id}: {answer.error}")
             _check_truncated(tally, settings)
+            if tally.statuses["failed"] >= FEWEST_FAILED and tally.num_rows >= FEWEST_JUDGED:
+                _check_failed(tally, settings, failures)
             if tally.num_rows % ROWS_BETWEEN_UPDATES == 0:
                 progress.update(tally.num_rows, f"{asked.num_bought:,} bought, ${as_usd(tally.cost_picousd):.4f}")
         _check_failed(tally, settings, failures)
+        _warn_of_failed(tally, failures)
         table.close()
         durable.remove(place.manifest_path)  # of the dataset that is being replaced
     return tally
@@ -278,6 +283,10 @@ def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) ->
             f"{failed:,} of {total:,} answers failed, more than max_failed_share: {settings.max_failed_share:g}; e.g. "
             f"{'; '.join(failures)}. The others are kept; the same command asks only for those that failed."
         )
+
+
+def _warn_of_failed(tally: Tally, failures: list[str]) -> None:
+    failed, total = tally.statuses["failed"], tally.num_rows
     if failed:
         logger.warning(
             "%d of %d answers failed, e.g. %s; --replace asks for them again", failed, total, "; ".join(failures)

@@ -191,6 +191,7 @@ class Asking:
             return
         keys = [self._teacher.key(request) for request in requests]
         stored = self._store.get(keys)
+        self._buyer.knows_answers = self._buyer.knows_answers or bool(stored)
         self._bought_since.clear()  # no request that was looked up before is still to be taken
         for request, key in zip(requests, keys, strict=True):
             index = self._num_taken

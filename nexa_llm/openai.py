@@ -59,6 +59,11 @@ class OpenAi:
         self._key = environment.get(config.api_key_variable)
         if self._key is None and url.hostname.endswith("openai.com"):
             raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
+        if self._key is not None and not self._key.isprintable():
+            raise UserError(
+                f"{config.api_key_variable} holds a line break or another character that no key has, and that no header may "
+                "have. Set it again, without what stands around the key."
+            )
         self._secrets = _secrets(self._url, self._key, environment)
         self._completions = self._at("chat/completions")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sqlite3
 import time
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nexa_core.config.ask import AskConfig, Pace, Price, SamplingConfig
 from nexa_core.config.distill import CollectConfig, DistillConfig
-from nexa_core.errors import UserError
+from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_distill.collect_teacher import collect, estimate_collection
 from nexa_llm.ask import ask
@@ -197,6 +198,84 @@ def test_an_answer_is_priced_by_its_own_teachers_price(layout: Layout) -> None:
         assert [call["picousd"] for call in ledger(layout)] == [None, PAID]
         asked(config(server, teacher="openai:unknown", prices={"unknown": PRICES["m"]}), layout, "Why?")
     assert [call["picousd"] for call in ledger(layout)] == [PAID, PAID]
+
+
+@pytest.mark.parametrize(("status", "state"), [(500, "unknown"), (408, "unknown"), (503, "failed"), (429, "failed")])
+def test_what_a_server_that_broke_down_may_have_billed_is_booked(layout: Layout, status: int, state: str) -> None:
+    with raw_server(lambda text, times: (status, b"{}", {}) if times == 1 else answer()) as server:
+        assert [each.status for each in asked(config(server), layout, "Why?")] == ["answered"]
+    lost, bought = ledger(layout)
+    assert (lost["state"], lost["picousd"]) == (state, lost["reserved_picousd"] if state == "unknown" else 0)
+    assert bought["picousd"] == PAID
+
+
+# Waiting, and giving up.
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "0"}, {"retry-after-ms": "1"}, {"Retry-After": "0.3"}])
+def test_a_stated_wait_counts_as_no_try_and_none_is_shorter_than_without(
+    layout: Layout, headers: dict[str, str]
+) -> None:
+    times_asked: list[float] = []
+
+    def respond(text: str, times: int) -> Sent:
+        times_asked.append(time.monotonic())
+        return (429, b"{}", headers) if times <= 3 else answer()
+
+    with raw_server(respond) as server:
+        found = asked(config(server, pace=Pace(max_tries=2)), layout, "Why?")
+    assert [each.status for each in found] == ["answered"]
+    gaps = [after - before for before, after in itertools.pairwise(times_asked)]
+    shortest = [0.3] * 3 if headers == {"Retry-After": "0.3"} else [0.125, 0.25, 0.5]
+    assert all(gap >= least for gap, least in zip(gaps, shortest, strict=True))
+    assert all(gap < 2 * least + 0.2 for gap, least in zip(gaps, shortest, strict=True))
+
+
+def test_who_is_told_to_wait_again_and_again_gives_up(layout: Layout) -> None:
+    """Others are answered meanwhile, so that the run itself goes on."""
+
+    def respond(text: str, times: int) -> Sent:
+        time.sleep(0.01)
+        return (429, b"{}", {"Retry-After": "0.3"}) if text == "never" else answer()
+
+    with raw_server(respond) as server:
+        pace = Pace(max_tries=2, give_up_after_seconds=1.0, concurrency=4)
+        found = asked(config(server, pace=pace), layout, "never", *map(str, range(600)))
+        assert 3 <= server.asked.count("never") <= 6
+    assert [each.status for each in found] == ["failed", *["answered"] * 600]
+
+
+def test_a_server_that_calls_all_requests_wrong_ends_the_run(layout: Layout) -> None:
+    wrong = b'{"error": {"message": "Unsupported parameter: max_tokens"}}'
+    texts = [str(number) for number in range(300)]
+    with raw_server(lambda text, times: (400, wrong, {})) as server:
+        settings = config(server, pace=Pace(concurrency=8))
+        with pytest.raises(UserError, match="called the first 50 requests wrong: HTTP 400: Unsupported parameter"):
+            asked(settings, layout, *texts)
+        assert len(server.asked) < 50 + 16
+        server.respond = lambda text, times: answer()
+        asked(settings, layout, "Why?")
+        server.respond = lambda text, times: (422, wrong, {})
+        found = asked(settings, layout, "Why?", *texts)
+    assert [each.status for each in found] == ["answered", *["failed"] * 300]
+
+
+def test_too_many_failures_stop_the_run_before_its_end(layout: Layout) -> None:
+    def respond(text: str, times: int) -> Sent:
+        return (400, b"{}", {}) if int(text.removeprefix("What is ").removesuffix("?")) % 10 == 0 else answer()
+
+    with raw_server(respond) as server:
+        with pytest.raises(GateError, match=r"10 of 91 answers failed, more than max_failed_share: 0\.05"):
+            collect(inputs(layout, server, 3000, max_failed_share=0.05, pace=Pace(concurrency=4)), layout)
+        assert len(server.asked) < 2800
+        done = collect(inputs(layout, server, 85, max_failed_share=0.2, name="some"), layout)
+    assert done.manifest["statuses"]["failed"] == 9
+
+
+def test_a_key_with_a_line_break_is_named_and_not_shown() -> None:
+    with pytest.raises(UserError, match="MY_KEY holds a line break") as told:
+        OpenAi(AskConfig(teacher="openai:m", api_key_variable="MY_KEY"), {"MY_KEY": "sk-abcdefgh\n"})
+    assert "abcdefgh" not in str(told.value)
 
 
 # What is set aside.
