@@ -23,7 +23,7 @@ from nexa_llm import batches
 from nexa_llm.ask import Asked, ask, contents_of, opened, price_of, sampling_of
 from nexa_llm.budget import most_prompt_tokens
 from nexa_llm.chat import ChatRequest, Message
-from nexa_llm.estimate import Estimate, estimate
+from nexa_llm.estimate import Estimate, Size, estimate
 from nexa_llm.openai import OpenAi
 from nexa_llm.prices import as_usd
 from nexa_llm.recorded import Recorded
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_JUDGED = 50
 """Answers before a share of them is held against a limit."""
+FEWEST_FAILED = 10
+"""Failures that end a run before its end; fewer may be all that there are."""
 LOOKED_UP = 20_000
 """Requests, about, that are looked up in the store for an estimate: all of them, or a sample."""
 NUM_SHOWN = 3
@@ -166,8 +168,8 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
     """
     settings = config.collect
     inputs = open_inputs(config, layout)
-    num_requests, prompt_bytes = 0, 0
-    looked_up: dict[str, int] = {}
+    num_requests, total = 0, Size()
+    looked_up: dict[str, Size] = {}
     stride = max(1, inputs.num_rows * settings.samples // LOOKED_UP)
     with opened(settings, layout) as teacher:
         key_of = _key_of(teacher)
@@ -177,13 +179,13 @@ def estimate_collection(config: DistillConfig, layout: Layout) -> Estimate:
                 if key in looked_up:  # an equal one is paid for once
                     continue
                 num_requests += 1
-                prompt_bytes += (size := most_prompt_tokens(request))
+                total += (size := _size_of(request, teacher, settings))
                 if key is not None:
                     looked_up[key] = size
     return estimate(
         settings,
         num_requests=num_requests,
-        prompt_bytes=prompt_bytes,
+        size=total,
         looked_up=looked_up,
         price=price_of(settings, has_budget=settings.max_cost_usd is not None),
         store=store_path(layout),
@@ -195,6 +197,13 @@ def _key_of(teacher: Any) -> Callable[[ChatRequest], str | None]:
     if isinstance(teacher, OpenAi):
         return teacher.key
     return (lambda request: None) if isinstance(teacher, Recorded) else partial(batches.key_of, teacher)
+
+
+def _size_of(request: ChatRequest, teacher: Any, settings: CollectConfig) -> Size:
+    parts = [*(each["content"] for each in request.messages), *request.tools, *settings.extra_body.values()]
+    text = sum(len(each.encode() if isinstance(each, str) else digests.canonical_json(each)) for each in parts)
+    payload = teacher.payload(request) if isinstance(teacher, OpenAi) else b""  # the others cost nothing
+    return Size(text, most_prompt_tokens(request, payload))
 
 
 def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:
@@ -225,9 +234,12 @@ def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place
             if answer.status == "failed" and len(failures) < NUM_SHOWN:
                 failures.append(f"{prompt.row_id}: {answer.error}")
             _check_truncated(tally, settings)
+            if tally.statuses["failed"] >= FEWEST_FAILED and tally.num_rows >= FEWEST_JUDGED:
+                _check_failed(tally, settings, failures)
             if tally.num_rows % ROWS_BETWEEN_UPDATES == 0:
                 progress.update(tally.num_rows, f"{asked.num_bought:,} bought, ${as_usd(tally.cost_picousd):.4f}")
         _check_failed(tally, settings, failures)
+        _warn_of_failed(tally, failures)
         table.close()
         durable.remove(place.manifest_path)  # of the dataset that is being replaced
     return tally
@@ -271,6 +283,10 @@ def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) ->
             f"{failed:,} of {total:,} answers failed, more than max_failed_share: {settings.max_failed_share:g}; e.g. "
             f"{'; '.join(failures)}. The others are kept; the same command asks only for those that failed."
         )
+
+
+def _warn_of_failed(tally: Tally, failures: list[str]) -> None:
+    failed, total = tally.statuses["failed"], tally.num_rows
     if failed:
         logger.warning(
             "%d of %d answers failed, e.g. %s; --replace asks for them again", failed, total, "; ".join(failures)

@@ -68,6 +68,7 @@ class Asking:
         self._buying: dict[str, asyncio.Future[Answer | None]] = {}
         self._bought_since: set[str] = set()  # requests were last looked up
         self._num_taken = self._next = 0
+        self._workers: list[asyncio.Task[None]] = []
         self._halt: BaseException | None = None
 
     def answers(self, requests: Iterable[ChatRequest]) -> Generator[Answer, None, None]:
@@ -81,8 +82,9 @@ class Asking:
             NexaError: nothing was answered for a long time.
         """
         with asyncio.Runner() as runner:
-            runner.run(self._begin(iter(requests)))
+            runner.run(self._open(iter(requests)))
             try:
+                runner.run(self._begin())
                 while ready := runner.run(self._ready()):
                     yield from ready
             finally:
@@ -90,7 +92,7 @@ class Asking:
         if self._halt is not None:
             raise self._halt
 
-    async def _begin(self, requests: Iterator[ChatRequest]) -> None:
+    async def _open(self, requests: Iterator[ChatRequest]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
@@ -107,9 +109,15 @@ class Asking:
             purpose=self._purpose,
             max_cost_usd=self._max_cost_usd,
         )
-        await settle_cut_off(self._store, self._teacher, self._session, self._reader)
+
+    async def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._workers = [loop.create_task(settle_cut_off(self._store, self._teacher, self._session, self._reader))]
+        with contextlib.suppress(asyncio.CancelledError):  # told to end twice: the next run finds out
+            await self._workers[0]
         if self._reader.prices is not None:
-            self._store.price(self._purpose, *self._reader.prices)  # what was bought before its price was known
+            names = (self._teacher.address, self._teacher.name)
+            self._store.price(self._purpose, names, *self._reader.prices)  # what was bought before its price was known
         if self._max_cost_usd is not None:
             self._buyer.budget.spent_picousd = self._store.total(self._purpose).picousd
         most = self._pace.concurrency
@@ -183,11 +191,12 @@ class Asking:
             return
         keys = [self._teacher.key(request) for request in requests]
         stored = self._store.get(keys)
+        self._buyer.knows_answers = self._buyer.knows_answers or bool(stored)
         self._bought_since.clear()  # no request that was looked up before is still to be taken
         for request, key in zip(requests, keys, strict=True):
             index = self._num_taken
             self._num_taken += 1
-            if key not in stored:
+            if key not in stored or key in self._buying:  # what came of that one may yet be found to be no answer
                 self._jobs.append(Job(index, request, key))
             else:
                 self._finish(index, self._reader.read(key, stored[key]))

@@ -37,8 +37,11 @@ class Budget:
         self.spent_picousd += paid_picousd
 
 
-def most_prompt_tokens(request: ChatRequest) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes."""
-    sizes = (len(str(value).encode()) for message in request.messages for value in message.values())
-    tools = sum(len(str(tool).encode()) for tool in request.tools)
-    return sum(sizes) + tools + BYTES_OF_A_MESSAGE * (len(request.messages) + 1)
+def most_prompt_tokens(request: ChatRequest, payload: bytes) -> int:
+    """What a request may take at most: no tokenizer makes more tokens of a text than it has bytes.
+
+    Args:
+        payload: all of it as it is sent, because servers put more than the messages into a prompt: tools, the schema that an
+            answer has to have.
+    """
+    return len(payload) + BYTES_OF_A_MESSAGE * (len(request.messages) + 1)

@@ -25,6 +25,18 @@ class Past:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Of requests."""
+
+    text_bytes: int = 0
+    """Of messages, tools and what further keys hold, which become the prompt."""
+    most_prompt_tokens: int = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(self.text_bytes + other.text_bytes, self.most_prompt_tokens + other.most_prompt_tokens)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What is known of requests before they are sent. `expected_*` is a guess.
 
@@ -83,30 +95,32 @@ def estimate(
     config: AskConfig,
     *,
     num_requests: int,
-    prompt_bytes: int,
-    looked_up: Mapping[str, int],
+    size: Size,
+    looked_up: Mapping[str, Size],
     price: Price | None,
     store: Path,
 ) -> Estimate:
     """What the requests that are not stored yet would take.
 
     Args:
-        num_requests: all of them, and `prompt_bytes` of them.
-        looked_up: the key of each request, or of some of them, with its bytes: what is stored is told from these; empty
+        num_requests: all of them, and `size` of them.
+        looked_up: the key of each request, or of some of them, with its size: what is stored is told from these; empty
             where nothing is kept in the store.
     """
     past, stored = read_past(store, config.teacher), stored_keys(store, list(looked_up))
     is_sampled = 0 < len(looked_up) < num_requests
     if is_sampled:
         share_new = 1 - len(stored) / max(1, len(looked_up))
-        num_new, new_bytes = round(num_requests * share_new), round(prompt_bytes * share_new)
+        num_new, new_bytes = round(num_requests * share_new), size.text_bytes * share_new
+        most_new, most_prompt = num_requests, size.most_prompt_tokens
     else:
-        num_new, new_bytes = num_requests - len(stored), prompt_bytes - sum(looked_up[key] for key in stored)
-    most_new, most_bytes = (num_requests, prompt_bytes) if is_sampled else (num_new, new_bytes)
+        old = sum((looked_up[key] for key in stored), Size())
+        num_new, new_bytes = num_requests - len(stored), size.text_bytes - old.text_bytes
+        most_new, most_prompt = num_new, size.most_prompt_tokens - old.most_prompt_tokens
     prompt_tokens = round(new_bytes / BYTES_A_TOKEN)
     each = config.sampling.max_tokens if past.completion_tokens is None else past.completion_tokens
     tokens = (prompt_tokens, round(num_new * each))
-    most = (most_bytes, most_new * config.sampling.max_tokens)
+    most = (most_prompt, most_new * config.sampling.max_tokens)
     return Estimate(
         teacher=config.teacher,
         num_requests=num_requests,
@@ -140,8 +154,8 @@ def read_past(store: Path, teacher: str) -> Past:
     with _reading(store) as db:
         row = db.execute(
             "select count(*), avg(completion_tokens), avg(latency_seconds) from calls join answers on answers.call = calls.id "
-            "where teacher = ?",
-            (teacher,),
+            "where teacher = ? or substr(teacher, 1, ?) = ?",
+            (teacher, len(f"{teacher} at "), f"{teacher} at "),  # a server's is written down with its address
         ).fetchone()
     return Past(*row)
 

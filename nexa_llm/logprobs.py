@@ -11,6 +11,7 @@ from nexa_llm.token_bytes import id_by_bytes
 
 SAID_BY_ID = "token_id:"
 """How vLLM names a token with `return_tokens_as_token_ids`."""
+LARGEST_ID = 2**31 - 1
 
 
 class TokenIds:
@@ -60,6 +61,12 @@ class TokenIds:
     def _find(self, place: Mapping[str, Any]) -> int | None:
         token = place["token"]
         if token.startswith(SAID_BY_ID):
-            return int(token.removeprefix(SAID_BY_ID))
+            return _id(token.removeprefix(SAID_BY_ID))
         data = place.get("bytes")
         return self._ids.get(bytes(data) if data else token.encode())
+
+
+def _id(text: str) -> int:
+    if not 0 <= (found := int(text)) <= LARGEST_ID:
+        raise ValueError(f"{text} is no token's id")
+    return found

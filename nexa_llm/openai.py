@@ -59,6 +59,11 @@ class OpenAi:
         self._key = environment.get(config.api_key_variable)
         if self._key is None and url.hostname.endswith("openai.com"):
             raise UserError(f"{config.api_key_variable} is not set. Set it in the shell or in .env.local.")
+        if self._key is not None and not self._key.isprintable():
+            raise UserError(
+                f"{config.api_key_variable} holds a line break or another character that no key has, and that no header may "
+                "have. Set it again, without what stands around the key."
+            )
         self._secrets = _secrets(self._url, self._key, environment)
         self._completions = self._at("chat/completions")
 
@@ -86,6 +91,10 @@ class OpenAi:
         if request.tools:
             body["tools"] = list(request.tools)
         return body | self._config.extra_body
+
+    def payload(self, request: ChatRequest) -> bytes:
+        """`body` as it goes over the wire."""
+        return orjson.dumps(self.body(request))
 
     def key(self, request: ChatRequest) -> str:
         """The digest of everything that determines the answer."""
@@ -115,7 +124,7 @@ class OpenAi:
     def close(self) -> None:
         """Let go of what was begun to be asked."""
 
-    async def send(self, session: Any, request: ChatRequest, call_id: str) -> Response:
+    async def send(self, session: Any, payload: bytes, call_id: str) -> Response:
         """Ask once.
 
         Raises:
@@ -127,9 +136,7 @@ class OpenAi:
 
         began = time.monotonic()
         try:
-            async with session.post(
-                self._completions, data=orjson.dumps(self.body(request)), headers={CALL_ID: call_id}
-            ) as response:
+            async with session.post(self._completions, data=payload, headers={CALL_ID: call_id}) as response:
                 body = await response.read()
         except aiohttp.ConnectionTimeoutError:
             raise NotConnected(f"no connection within {SECONDS_TO_CONNECT} s") from None

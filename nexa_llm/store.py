@@ -176,6 +176,11 @@ class Store:
             found.update((key, Stored(zlib.decompress(raw), latency, call)) for key, raw, latency, call in rows)
         return found
 
+    def get_unusable(self, call: Call) -> bytes | None:
+        """What came of a call and was set aside, if that was so."""
+        row = self._read.execute("select raw from unusable where call = ?", (call.id,)).fetchone()
+        return None if row is None else zlib.decompress(row[0])
+
     async def begin(self, call: Call, *, teacher: str, sent_at: float) -> None:
         """Write down that a request goes out.
 
@@ -194,12 +199,12 @@ class Store:
         """Note what an answer cost; it goes to the disk with whatever is written next."""
         self._operations.append((SETTLE, (call.id, picousd, prompt_tokens, completion_tokens)))
 
-    def fail(
-        self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed", unusable: bool = False
-    ) -> None:
+    def set_aside(self, call: Call) -> None:
+        """Note that what was kept of a call is no answer, so that it is asked for again; likewise."""
+        self._operations += [(SET_ASIDE, (call.key,)), (TAKE_OUT, (call.key,))]
+
+    def fail(self, call: Call, detail: str, *, picousd: int | None = 0, state: str = "failed") -> None:
         """Note that nothing came of a call, or nothing that can be used; likewise."""
-        if unusable:
-            self._operations += [(SET_ASIDE, (call.key,)), (TAKE_OUT, (call.key,))]
         self._operations.append((FAIL, (call.id, state, picousd, detail[:500])))
 
     def put_batch(self, rows: Iterable[tuple[Call, bytes, float | None]], *, teacher: str, at: float) -> None:
@@ -211,13 +216,14 @@ class Store:
         self._commit(operations)
         self._require_room()
 
-    def price(self, purpose: str, prompt_picousd: int, completion_picousd: int) -> None:
-        """Give answers that were bought before their price was known what they cost by these, per token."""
+    def price(self, purpose: str, teachers: Sequence[str], prompt_picousd: int, completion_picousd: int) -> None:
+        """Give answers of these that were bought before their price was known what they cost by it, per token."""
+        marks = ",".join("?" * len(teachers))
         with _disk_told(self._path):
             self._db.execute(
                 "update calls set picousd = prompt_tokens * ? + completion_tokens * ? where purpose = ? and state = 'answered' "
-                "and picousd is null and prompt_tokens is not null and completion_tokens is not null",
-                (prompt_picousd, completion_picousd, purpose),
+                f"and picousd is null and prompt_tokens is not null and completion_tokens is not null and +teacher in ({marks})",
+                (prompt_picousd, completion_picousd, purpose, *teachers),
             )
 
     def cut_off(self, teachers: Sequence[str] | None = None) -> list[Call]:

@@ -270,6 +270,7 @@ def test_at_most_is_a_bound_of_all_prompts_and_says_what_it_takes_for_granted(
     assert "(by a sample)" in sampled.as_text()
     assert "at most if every call is answered at its first try" in before.as_text()
     assert (after.num_stored, after.most_usd) == (101, 0)
+    assert (before.past.num_answers, after.past.num_answers) == (0, 101)
 
 
 # Kills.

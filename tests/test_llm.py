@@ -28,7 +28,7 @@ from nexa_llm.chat import ChatRequest, Sampling
 from nexa_llm.logprobs import TokenIds
 from nexa_llm.openai import OpenAi, read_retry_after
 from nexa_llm.pace import Breaker, Gate, RateLimit
-from nexa_llm.parse import Unusable, is_flagged, parse_answer
+from nexa_llm.parse import Unusable, is_flagged, parse_answer, read_usage
 from nexa_llm.prices import find_price, require_price
 from nexa_llm.recorded import Recorded
 from nexa_llm.store import Call, Store, store_path
@@ -174,7 +174,9 @@ def test_a_prompt_has_no_more_tokens_than_are_set_aside_for_it(text: str) -> Non
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    assert len(tokenizer.encode(text.encode("utf-8", "replace").decode()).ids) <= most_prompt_tokens(request(text))
+    assert len(tokenizer.encode(text.encode("utf-8", "replace").decode()).ids) <= most_prompt_tokens(
+        request(text), OpenAi(config(), {}).payload(request(text))
+    )
 
 
 # Pace.
@@ -332,6 +334,21 @@ def test_an_answer_is_what_the_first_choice_says() -> None:
     assert (refused.status, refused.text, refused.error) == ("refused", None, "I won't.")
 
 
+def test_who_has_ended_without_a_word_has_answered_nothing() -> None:
+    for reason in ("stop", "tool_calls"):
+        for message in ({"content": None, "reasoning_content": "Hm."}, {"tool_calls": []}):
+            answer = parse_answer(body(message=message, finish_reason=reason), "key")
+            assert (answer.status, answer.text, answer.completion_tokens) == ("answered", "", 2)
+
+
+@pytest.mark.parametrize("count", [2**63, 2**53, -1, 3.0, "3", True, None])
+def test_what_is_no_count_is_none(count: object) -> None:
+    odd = {"model": 7, "choices": [{"message": {"content": "4"}, "finish_reason": ["x"]}]}
+    answer = parse_answer(orjson.dumps({**odd, "usage": {"prompt_tokens": count, "completion_tokens": 2}}), "key")
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.model, answer.text) == (None, 2, None, "4")
+    assert read_usage(orjson.dumps({"usage": {"prompt_tokens": count, "completion_tokens": 2}})) is None
+
+
 AZURE = {
     "message": "The response was filtered.",
     "type": None,
@@ -356,7 +373,8 @@ def test_what_a_content_filter_stops_is_refused(error: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [{"message": null}]}',
-     body(message={"content": None}), body(message={"content": 5}), body()[:-9]],
+     body(message={"content": None}, finish_reason=None), body(message={"content": 5}), body()[:-9],
+     body(finish_reason="error"), body(finish_reason="abort")],
 )  # fmt: skip
 def test_what_is_no_answer_is_unusable(raw: bytes) -> None:
     with pytest.raises(Unusable):
@@ -398,6 +416,9 @@ def test_likely_tokens_are_found_by_their_bytes(tokenizer_path: Path) -> None:
     assert ids.read([place(f"token_id:{cat}", -0.1)]).token_ids == [cat]
     with pytest.raises(UserError, match="Is that its own tokenizer"):
         ids.read([place("unheard of", -0.1)])
+    for odd in (place("token_id:99999999999", -0.1), place("token_id:-1", -0.1), place(" cat", 1e4)):
+        with pytest.raises(Unusable, match="malformed logprobs"):
+            parse_answer(body(logprobs={"content": [odd]}), "key", token_ids=ids)
 
 
 def test_every_token_of_a_byte_level_vocabulary_is_its_bytes(tokenizer_path: Path) -> None:
@@ -445,7 +466,8 @@ def test_calls_are_counted_by_purpose_and_unusable_answers_are_kept_aside(tmp_pa
             await store.begin(call(name, key), teacher="t", sent_at=1.0)
             await store.keep(call(name, key), name.encode(), None)
         store.settle(call("a", "1"), 7, 3, 2)
-        store.fail(call("b", "2"), "malformed", unusable=True)
+        store.set_aside(call("b", "2"))
+        store.fail(call("b", "2"), "malformed")
         store.fail(call("c", "3"), "cut off", picousd=10, state="unknown")
         await store.flush()
 

@@ -408,6 +408,11 @@ def a_wrong_key(scene: Scene) -> str:
     return collect(scene, 401)
 
 
+@prints("and called the first")
+def a_wrong_setting(scene: Scene) -> str:
+    return collect(scene, *[400] * 99, num_prompts=60)
+
+
 @prints("asks to wait")
 def a_rate_limit(scene: Scene) -> str:
     return collect(scene, web.Response(status=429, headers={"Retry-After": "3600"}), exits=1)

@@ -48,9 +48,12 @@ class Pace(Settings):
     timeout_seconds: PositiveFloat = 120.0
     """For one whole answer."""
     max_tries: PositiveInt = 8
-    """Of one request, when it fails in a way that may pass: no connection, timeout, 408, 409, 429, 5xx, malformed answer."""
+    """Of one request, when it fails in a way that may pass: no connection, timeout, 408, 409, 429, 5xx, malformed answer.
+
+    Where a busy server (429, 503) says how long to wait, that counts as none.
+    """
     give_up_after_seconds: PositiveFloat = 300.0
-    """The run ends when nothing at all was answered for so long."""
+    """The run ends when nothing at all was answered for so long, and a request fails that a busy server put off for so long."""
 
 
 class Price(Settings):

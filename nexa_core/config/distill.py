@@ -24,7 +24,7 @@ class CollectConfig(AskConfig):
     max_truncated_share: Share = 0.2
     """Of the answers, those cut off at `max_tokens` (of at least 50) before the run stops (exit 3)."""
     max_failed_share: Share = 0.01
-    """Of the answers, those that were given up, before the dataset is refused (exit 3)."""
+    """Of the answers, those that were given up, before the run stops (of at least 50, ten of them failed) or ends (exit 3)."""
 
     @property
     def key(self) -> str:
