@@ -65,6 +65,7 @@ def fit(
     The loss of a step is the sum over all its microbatches divided by the number of targets in all of them, so
     neither the cut into microbatches nor rows of unequal length change what is learned.
     """
+    state.model.train()  # all its modules: a loaded one may be in evaluation below a root that is not
     with contextlib.closing(feed.steps(state.step)) as steps:
         while not should_stop(state) and (step := next(steps, None)) is not None:
             notify(state.step)

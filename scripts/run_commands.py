@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nexa_core.command import show as show_result
+from nexa_core.errors import UserError
 from scripts.completion import complete_experiment, complete_state
 from scripts.options import Json, Overrides, RunId
 
@@ -48,6 +49,7 @@ def list_runs(
     Example: nexa runs list --since 7d --where 'accuracy>0.9'
     """
     if context.invoked_subcommand is not None:  # of the group, which lists only where no command is named
+        _require_no_options(context)
         return
     from nexa_core.paths import Layout
     from nexa_ops.runs.table import Filters, list_rows, parse_since
@@ -169,3 +171,17 @@ def unpin(run_id: RunId, as_json: Json = False) -> None:
     found = find_run(layout, run_id)
     was = "" if unpin_run(layout, found.run_id) else "; it was not"
     show_result({"run_id": found.run_id, "pinned": False}, f"run {found.run_id} is not pinned{was}", as_json)
+
+
+def _require_no_options(context: typer.Context) -> None:
+    """Raises UserError for options of the listing in front of another command, which would ignore them."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and (source := context.get_parameter_source(parameter.name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UserError(
+            f"{', '.join(given)} belongs to nexa runs list, and nexa runs {context.invoked_subcommand} would ignore it: "
+            f"give options behind the command, as nexa runs {context.invoked_subcommand} --help names them."
+        )

@@ -201,7 +201,7 @@ def tune(
     from nexa_core.paths import Layout
     from nexa_train.tune.again import train_again
     from nexa_train.tune.page import write_page
-    from nexa_train.tune.presence import taking_part
+    from nexa_train.tune.presence import ended_when_told, taking_part
     from nexa_train.tune.report import Report
     from nexa_train.tune.search import Search
     from nexa_train.tune.workers import end_with_parent, work_together
@@ -210,8 +210,9 @@ def tune(
     layout = Layout.from_environment()
     search = Search(config, layout, tables=TABLES, overrides=override or [], workers=workers)
     if worker:
-        end_with_parent()
-        search.work(max_trials)
+        with ended_when_told():
+            end_with_parent()
+            search.work(max_trials)
         return
     if fail is not None:
         search.fail(fail)
@@ -224,7 +225,8 @@ def tune(
         return
     with taking_part(search.folder):
         if workers == 1:
-            search.work(max_trials)
+            with ended_when_told():
+                search.work(max_trials)
         else:
             command = [sys.executable, "-m", "scripts.cli", "tune", "--worker", "--config", str(config)]
             command += [f"--max-trials={max_trials}", *(f"--override={each}" for each in override or [])]

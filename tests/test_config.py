@@ -127,6 +127,12 @@ def test_the_shipped_run_configs_load_and_survive_a_round_trip(name: str, tmp_pa
     assert load_config(again, RunConfig) == config
 
 
+def test_a_config_with_a_search_survives_a_round_trip(tmp_path: Path) -> None:
+    """With all its defaults written out, as a run's own `config.yaml` has them."""
+    config = load_config(write(tmp_path, RUN + "tune: {strategy: tpe}\n"), RunConfig)
+    assert load_config(write(tmp_path, yaml.safe_dump(config.resolved())), RunConfig) == config
+
+
 def test_the_shipped_data_config_loads() -> None:
     assert {dataset.key for dataset in load_config(ROOT / "configs" / "data.yaml", DataConfig).datasets} >= {
         "digits_v1",

@@ -294,6 +294,28 @@ print(len(opened))
 """
 
 
+def test_options_of_the_listing_before_another_command_are_refused(desk: Layout) -> None:
+    """They would be ignored."""
+    command = [sys.executable, "-m", "scripts.cli", "runs", "--state", "failed", "show", "failed_2026"]
+    environment = {**os.environ, "NEXA_ROOT": str(desk.root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: --state belongs to nexa runs list, and nexa runs show would ignore it" in done.stderr
+
+
+def test_a_trial_is_gone_on_with_by_its_search(desk: Layout) -> None:
+    run = make_run(desk, "mlp_t003_20260107_000000", experiment="s")
+    (desk.artifacts / "tune" / "s").mkdir(parents=True)
+    found = find_run(desk, run.run_id)
+    assert "the same nexa tune command of search s goes on with it" in show_run(desk, found).as_text(
+        now=datetime(2026, 1, 8, tzinfo=UTC)
+    )
+    with pytest.raises(UserError, match=r"a trial of search s.*the same nexa tune command"):
+        resume(desk, found, [])
+    beside = find_run(desk, make_run(desk, "mlp_20260107_000001", experiment="s").run_id)
+    assert show_run(desk, beside).search is None
+
+
 def test_a_listing_opens_one_file_of_each_run_that_it_compares(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     (layout.run_manifests).mkdir(parents=True)

@@ -27,6 +27,7 @@ from nexa_core.paths import Layout
 from nexa_core.redact import redact
 from nexa_core.runs import RunFolder
 from nexa_core.trackers import PrometheusFile, destinations_of, read_json_lines
+from nexa_core.trackers.follow import MAX_BYTES_AT_ONCE, Tail
 from nexa_core.trackers.manners import nice_sessions
 from nexa_core.trackers.story import Story, Times
 from nexa_core.trackers.wandb_files import read_records
@@ -457,6 +458,17 @@ def test_the_time_of_a_step_is_read_off_the_pace(lab: Layout) -> None:
     times.learn([{"step": 15, "time": 200.0}, {"step": 30, "time": 215.0}])  # resumed, at step 10
     assert [times.of(step) for step in (15, 20)] == [200.0, 205.0]
     assert times.of(31) == result.run.step_metrics.stat().st_mtime
+
+
+def test_a_line_longer_than_is_read_at_once_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    lines = [{"step": 1}, {"samples": "x" * (2 * MAX_BYTES_AT_ONCE)}, {"step": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step":')
+    tail, read = Tail(path), []
+    for _ in range(4):
+        read += tail.read()
+    assert read == lines
+    assert tail.is_at_end
 
 
 def test_the_password_in_an_address_is_blanked(monkeypatch: pytest.MonkeyPatch) -> None:

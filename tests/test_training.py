@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from nexa_data.datasets import open_dataset
 from nexa_models import numerics
 from nexa_models.checkpoint import Checkpoint, load_checkpoint
 from nexa_train import milestones
+from nexa_train.feed import StepData
 from nexa_train.hooks import Tracking
-from nexa_train.loop import State, StepResult
+from nexa_train.loop import State, StepResult, fit
 from nexa_train.preemption import Preemption
 from nexa_train.saving import Writer
 from nexa_train.train import run
@@ -511,3 +512,28 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(
     with pytest.raises(UserError, match=why):
         run(make_config(model, **sections), layout=lab)
     assert not list(lab.root.glob("runs/manifests/*"))
+
+
+def test_a_part_that_was_loaded_for_evaluation_is_trained() -> None:
+    """As a quantized base is, below a root that says it is in training."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5)))
+    model[1].eval()
+
+    class Nothing:
+        def steps(self, start: int) -> Iterator[StepData]:
+            yield from ()
+
+    state = State(model, SGD(model.parameters(), lr=0.1))
+    unused: Any = None
+    fit(
+        state,
+        Nothing(),  # type: ignore[arg-type]
+        unused,
+        lr=lambda step: 0.1,
+        max_gradient_norm=None,
+        autocast=unused,
+        should_stop=lambda state: False,
+        hooks=[],
+        notify=lambda step: None,
+    )
+    assert all(module.training for module in model.modules())

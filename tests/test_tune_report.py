@@ -123,6 +123,13 @@ def test_importance_is_told_from_enough_trials_on() -> None:
     assert "importance (fANOVA, of 50 complete trials): training.optimizer.lr 9" in enough.as_text()
 
 
+def test_of_many_trials_importance_is_measured_on_a_sample_and_says_so() -> None:
+    report = make_report(723)
+    assert report.counts["complete"] == 603
+    assert "importance (fANOVA, of 500 drawn from 603 complete trials): training.optimizer.lr " in report.as_text()
+    assert "explains by itself (fANOVA, of 500 drawn from 603 complete trials)." in make_page(report)
+
+
 class Page(HTMLParser):
     """Tags that are opened, and those that are not closed as they should be."""
 

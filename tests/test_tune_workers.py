@@ -17,14 +17,14 @@ from typing import Any, TextIO
 import pytest
 
 from nexa_core import durable, holder
-from nexa_core.errors import GateError, UserError
+from nexa_core.errors import GateError, Preempted, UserError
 from nexa_core.paths import Layout
 from nexa_core.runs import RunFolder
 from nexa_ops.runs.control import stop
 from nexa_ops.runs.searches import stop_search, study_of
 from nexa_ops.runs.states import Found, Standing, find_runs, standing_of
 from nexa_train.tune.again import train_again
-from nexa_train.tune.presence import taking_part
+from nexa_train.tune.presence import ended_when_told, taking_part
 from nexa_train.tune.records import Ending, Trial
 from tests.postgres import Postgres
 from tests.studies import assert_each_ran_once, end_of, found, search_of, start_worker, trials_of, write_study
@@ -150,7 +150,46 @@ def test_a_search_is_stopped_as_a_whole_by_its_name_or_one_of_its_trials(
     assert running() == []
     with pytest.raises(UserError, match="no nexa tune command of this machine works on study test_tune"):
         stop_search(lab, "test_tune", now=False, wait_seconds=1)
+    assert not list((lab.artifacts / "tune" / "test_tune" / "commands").iterdir())
     assert [trial.ending for trial in search_of(path, lab).trials()] == [None, None]
+
+
+def test_stopped_now_a_search_takes_no_other_run_of_its_folder_along(lab: Layout, tmp_path: Path) -> None:
+    folder = lab.artifacts / "tune" / "s"
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    assert command.stdout.readline() == "there\n"
+    own = RunFolder(lab.runs / "s" / "mlp_20260102_030405")
+    durable.write_json(own.lineage, {"kind": "training", "parents": []})
+    with holder.hold(own):  # by this process, which no command of the search started
+        stopped = stop_search(lab, "s", now=True, wait_seconds=30)
+    assert (stopped.num_commands, stopped.elsewhere) == (1, ())
+    assert command.wait(timeout=30) == -signal.SIGKILL
+
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+from nexa_train.tune.presence import taking_part
+with taking_part(Path(sys.argv[1])):
+    print("there", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_told_to_end_between_two_trials_a_search_says_so(lab: Layout, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "run.yaml")
+    with taking_part(tmp_path), pytest.raises(Preempted, match="between two trials; the same command goes on"):
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with ended_when_told():
+                seen = search_of(path, lab)._next(1)
+                assert seen.hold is not None
+                os.kill(os.getpid(), signal.SIGTERM)
+                search_of(path, lab).work(1)  # which waits for the trial that is held
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert [trial.ending for trial in search_of(path, lab).trials()] == [None]
 
 
 def test_a_run_in_a_searchs_folder_is_no_trial_of_it(lab: Layout, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 from nexa_core.config.base import NAME_PATTERN, Settings
 
 PositiveInt = Annotated[int, Field(gt=0)]
+LEASE_SECONDS = 60.0
 
 
 class Uniform(Settings):
@@ -103,11 +104,11 @@ class Tune(Settings):
     storage: str | None = None
     """`postgresql://user@host/database`: the search's record is kept there, without it in
     `artifacts/tune/<study>/journal.jsonl`. The password comes from PGPASSWORD or ~/.pgpass."""
-    lease_seconds: Annotated[float, Field(ge=1)] = 60.0
+    lease_seconds: Annotated[float, Field(ge=1)] = LEASE_SECONDS
     """With `storage`: a worker that does not share the laboratory's folder is given up after so long without a sign of life."""
 
     def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        if self.storage is None and "lease_seconds" in self.model_fields_set:
+        if self.storage is None and self.lease_seconds != LEASE_SECONDS:
             yield ("lease_seconds",), "belongs to `storage`; a file's trials are held by locks"
         if self.storage is not None:
             yield from _wrong_storage(self.storage)

@@ -57,6 +57,8 @@ class Tail:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read(MAX_BYTES_AT_ONCE)
+                if b"\n" not in data and len(data) == MAX_BYTES_AT_ONCE:
+                    data += file.readline()  # a line of sampled texts may be longer
         except FileNotFoundError:
             return []
         self.is_at_end = len(data) < MAX_BYTES_AT_ONCE

@@ -8,7 +8,7 @@ from nexa_core.config import RunConfig, load_config
 from nexa_core.errors import GateError, UserError
 from nexa_core.paths import Layout
 from nexa_ops.runs.follow import look_again, standing_text, wait_for_end
-from nexa_ops.runs.searches import StoppedSearch, stop_search, study_of
+from nexa_ops.runs.searches import StoppedSearch, search_of, stop_search, study_of
 from nexa_ops.runs.states import Found, Standing
 from nexa_train.finish import TrainingResult
 from nexa_train.train import run as train
@@ -70,6 +70,11 @@ def resume(layout: Layout, found: Found, overrides: list[str]) -> TrainingResult
             "pruned": "; its search gave it up",
         }.get(standing.state, "")
         raise UserError(f"There is nothing to resume: {standing_text(found, standing)}{hint}")
+    if (study := search_of(layout, found)) is not None:
+        raise UserError(
+            f"Run {found.run_id} is a trial of search {study}, which takes it up itself and may give it up: go on with "
+            "the same nexa tune command"
+        )
     config = load_config(found.run.config, RunConfig, overrides=overrides)
     began_with = standing.holder.config if standing.holder else None
     return train(config, layout=layout, config_path=Path(began_with or found.run.config), resume=found.run_id)

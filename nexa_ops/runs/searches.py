@@ -1,8 +1,9 @@
 """Stopping a whole search: one of its trials alone cannot be stopped, for its next worker would go on with it."""
 
-import contextlib
+import re
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from nexa_core.errors import GateError, UserError
 from nexa_core.holder import Holder, ancestors_of
 from nexa_core.paths import Layout
 from nexa_ops.runs.states import Found, Standing, find_runs, standing_of
-from nexa_train.tune.presence import commands_of
+from nexa_train.tune.presence import commands_of, forget_gone
 
 SECONDS_BETWEEN_LOOKS = 0.1
+TRIAL = re.compile(r"_t\d{3,}_\d{8}_\d{6}(_\d+)?$")
+"""How the ids of a search's runs end."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ def is_study(layout: Layout, name: str) -> bool:
     return bool(name) and "/" not in name and _folder(layout, name).is_dir()
 
 
+def search_of(layout: Layout, found: Found) -> str | None:
+    """The search that a run is a trial of, by its name and its folder's; None of another run."""
+    is_named_so = TRIAL.search(found.run_id) is not None
+    return found.experiment if is_named_so and is_study(layout, found.experiment) else None
+
+
 def study_of(layout: Layout, found: Found, standing: Standing) -> str | None:
     """The search whose command trains a running run, or started the process that does; None of another run."""
     holder = standing.holder
@@ -72,25 +81,27 @@ def stop_search(
         raise UserError(
             f"There is nothing to stop: no nexa tune command of this machine works on study {study}{where}."
         )
-    told = [*here, *(_holders(layout, study) if now else [])]
+    told = [*here, *(_trained_by(here, layout, study) if now else [])]
     for each in told:  # the commands first: they would report lost workers
-        with contextlib.suppress(UserError):  # a trial of another machine
-            each.tell(signal.SIGKILL if now else signal.SIGTERM)
+        each.tell(signal.SIGKILL if now else signal.SIGTERM)
     until = time.monotonic() + wait_seconds
-    while any(each.is_here and each.is_alive for each in told):
+    while any(each.is_alive for each in told):
         if time.monotonic() > until:
             raise GateError(
                 f"Search {study} has been told to end and has not within {wait_seconds:g} s: a step may take longer. "
                 f"End it with nexa runs stop --now {study}"
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    forget_gone(_folder(layout, study))
     return StoppedSearch(study, len(here), elsewhere, trial)
 
 
-def _holders(layout: Layout, study: str) -> list[Holder]:
-    """The processes that train its trials."""
+def _trained_by(commands: Sequence[Holder], layout: Layout, study: str) -> list[Holder]:
+    """The processes that train its trials: those that the commands started, and no other run's in the same folder."""
     standings = [standing_of(each) for each in find_runs(layout) if each.experiment == study]
-    return [each.holder for each in standings if each and each.state == "running" and each.holder]
+    holders = [each.holder for each in standings if each and each.state == "running" and each.holder]
+    started = {each.pid for each in commands}
+    return [each for each in holders if each.is_here and started & {each.pid, *ancestors_of(each.pid)}]
 
 
 def _folder(layout: Layout, study: str) -> Path:

@@ -13,6 +13,7 @@ from nexa_core.runs import CHECKPOINT_NAME, RunFolder
 from nexa_models.scores import score_text
 from nexa_ops.runs.follow import look_again
 from nexa_ops.runs.pins import pinned
+from nexa_ops.runs.searches import search_of
 from nexa_ops.runs.states import Found
 from nexa_ops.runs.table import (
     Row,
@@ -47,6 +48,8 @@ class Shown:
     parents: tuple[str, ...]
     process: str | None
     """Which one writes to it."""
+    search: str | None
+    """Which one it is a trial of."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), **self.row.as_json(), "row": None} | {"parents": list(self.parents)}
@@ -82,7 +85,8 @@ class Shown:
         yield "package", self.package
         yield "log", self.log
         yield "folder", f"{self.folder} ({size_text(row.size_bytes)})"
-        yield "next", _next(row)
+        yield "search", self.search
+        yield "next", _next(row, self.search)
 
 
 def show_run(layout: Layout, found: Found) -> Shown:
@@ -113,6 +117,7 @@ def show_run(layout: Layout, found: Found) -> Shown:
         package=layout.relative(package) if package.exists() else None,
         parents=tuple(read_or_empty(run.lineage).get("parents", [])),
         process=None if holder is None else f"{holder.pid} on {holder.host}",
+        search=search_of(layout, found),
     )
 
 
@@ -142,7 +147,7 @@ def _size(path: Path) -> int:
     return size_of(path) if path.is_dir() else path.stat().st_size
 
 
-def _next(row: Row) -> str:
+def _next(row: Row, search: str | None) -> str:
     match row.state:
         case "running":
             return f"nexa runs tail -f {row.run_id}, nexa runs stop {row.run_id}"
@@ -152,5 +157,7 @@ def _next(row: Row) -> str:
             return "it was killed before it had begun and cannot go on; nexa clean removes it"
         case "pruned":
             return "its search gave it up; the trials are compared in artifacts/tune"
+        case _ if search is not None:
+            return f"the same nexa tune command of search {search} goes on with it"
         case _:
             return f"nexa runs resume {row.run_id}"

@@ -82,7 +82,7 @@ class Mirror:
         for step in range(self._num_reports + 1, len(reports) + 1):
             self._memory.set_trial_intermediate_value(trial_id, step, reports[step - 1])
             self._is_given_up = self._pruner.prune(self._optuna, self._memory.get_trial(trial_id))
-        self._num_reports = len(reports)
+        self._num_reports = max(self._num_reports, len(reports))
         return self._is_given_up
 
     def notes(self, number: int) -> dict[str, float]:

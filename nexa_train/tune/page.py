@@ -32,6 +32,7 @@ def make_page(report: Report) -> str:
         caution=report.caution,
         place=report.place,
         importance=importance,
+        measured=report.measured_text,
         trials_needed=report.trials_needed,
         history=history_plot(study, trials),
         slices=[(key, slice_plot(study, report.space, key, trials, best)) for key in report.space],

@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from nexa_core import durable
+from nexa_core.errors import Preempted
 from nexa_core.holder import Holder, Note, read_note, this_process
 
 
@@ -20,6 +23,30 @@ def taking_part(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            durable.remove(path)
+
+
+@contextlib.contextmanager
+def ended_when_told() -> Iterator[None]:
+    """Between trials, too, SIGTERM is an ending that is said; while one is trained it is the run that hears it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Preempted("told to end between two trials; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except Preempted:  # it ends already
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    signal.signal(signal.SIGTERM, before)
+
+
+def forget_gone(folder: Path) -> None:
+    """Remove what commands of this machine left that were killed."""
+    for path in (folder / "commands").glob("*.lock"):
+        if (holder := read_note(path)) is not None and holder.is_here and not holder.is_alive:
             durable.remove(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from nexa_core.errors import GateError
 from nexa_core.paths import Layout
 from nexa_models.scores import main_score, score_text
-from nexa_train.tune.importance import importance_of, trials_needed
+from nexa_train.tune.importance import MOST_TRIALS, importance_of, trials_needed
 from nexa_train.tune.records import Ending, Study, Trial, best_of, ranked
 from nexa_train.tune.search import Search, values_text
 from nexa_train.tune.space import Space
@@ -101,6 +101,14 @@ class Report:
         lines += [self.caution] if self.caution else []
         return "\n".join([*lines, f"record {self.place}", f"page {self.page}"])
 
+    @property
+    def measured_text(self) -> str:
+        """Which trials importance is told from."""
+        complete = self.counts["complete"]
+        if complete <= MOST_TRIALS:
+            return f"of {complete} complete trials"
+        return f"of {MOST_TRIALS} drawn from {complete:,} complete trials"
+
     def _importance_text(self) -> str:
         if self.importance is None:
             return (
@@ -108,7 +116,7 @@ class Report:
                 f"from {self.trials_needed} on, and where they differ, it is said here"
             )
         shares = ", ".join(f"{key} {share:.0%}" for key, share in self.importance.items())
-        return f"importance (fANOVA, of {self.counts['complete']} complete trials): {shares}"
+        return f"importance (fANOVA, {self.measured_text}): {shares}"
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
