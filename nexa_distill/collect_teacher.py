@@ -15,6 +15,7 @@ from nexa_core.errors import GateError
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_data import manifests
+from nexa_distill.failures import FEWEST_JUDGED, Failures
 from nexa_distill.inputs import Inputs, Prompt, open_inputs
 from nexa_distill.outputs import FOLDER, SCHEMA, OutputTable, Tally
 from nexa_distill.places import Place, place_of
@@ -31,13 +32,8 @@ from nexa_llm.store import store_path
 
 logger = logging.getLogger(__name__)
 
-FEWEST_JUDGED = 50
-"""Answers before a share of them is held against a limit."""
-FEWEST_FAILED = 10
-"""Failures that end a run before its end; fewer may be all that there are."""
 LOOKED_UP = 20_000
 """Requests, about, that are looked up in the store for an estimate: all of them, or a sample."""
-NUM_SHOWN = 3
 ROWS_BETWEEN_UPDATES = 100
 FREE_KEYS = ("pace", "max_cost_usd", "max_truncated_share", "max_failed_share", "name", "version")
 """Settings that decide no answer."""
@@ -94,8 +90,7 @@ def collect(
     inputs = open_inputs(config, layout)
     place = place_of(layout, destination or settings.key, FOLDER)
     origin, standing = _origin(settings, inputs, layout), manifests.read_manifest(place.manifest_path)
-    has_gaps = standing is not None and replace and standing.get("statuses", {}).get("failed")
-    if standing is not None and not has_gaps and still_stands(standing, origin, layout, replace=replace):
+    if standing is not None and still_stands(standing, origin, layout, replace=replace):
         return Collected(place, standing, is_new=False, asked=Asked())
     price = price_of(settings, has_budget=settings.max_cost_usd is not None)
     asked, began = Asked(), time.monotonic()
@@ -149,7 +144,7 @@ def describe(
         "price": None if price is None else price.resolved(),
         "cost_usd": None if price is None else as_usd(tally.cost_picousd),
         "ledger": {
-            "purpose": place.key,
+            "purpose": place.purpose,
             "picousd": asked.total.picousd,
             "unknown_picousd": asked.total.unknown_picousd,
             "num_calls": asked.total.num_calls,
@@ -208,12 +203,12 @@ def _size_of(request: ChatRequest, teacher: Any, settings: CollectConfig) -> Siz
 
 def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place, asked: Asked) -> Tally:
     """What answers there are, once their file has its name."""
-    tally, parameters, failures = Tally(), _parameters(settings), list[str]()
+    tally, parameters, failures = Tally(), _parameters(settings), Failures(settings.max_failed_share)
     answers = ask(
         _requests(inputs, settings),
         settings,
         layout,
-        purpose=place.key,
+        purpose=place.purpose,
         max_cost_usd=settings.max_cost_usd,
         asked=asked,
     )
@@ -231,15 +226,11 @@ def _write(settings: CollectConfig, inputs: Inputs, layout: Layout, place: Place
                 prompt_sha256=digests.of_value(_messages(prompt.prompt, settings)),
             )
             tally.saw(answer)
-            if answer.status == "failed" and len(failures) < NUM_SHOWN:
-                failures.append(f"{prompt.row_id}: {answer.error}")
             _check_truncated(tally, settings)
-            if tally.statuses["failed"] >= FEWEST_FAILED and tally.num_rows >= FEWEST_JUDGED:
-                _check_failed(tally, settings, failures)
+            failures.saw(prompt.row_id, answer, tally)
             if tally.num_rows % ROWS_BETWEEN_UPDATES == 0:
                 progress.update(tally.num_rows, f"{asked.num_bought:,} bought, ${as_usd(tally.cost_picousd):.4f}")
-        _check_failed(tally, settings, failures)
-        _warn_of_failed(tally, failures)
+        failures.judge(tally)
         table.close()
         durable.remove(place.manifest_path)  # of the dataset that is being replaced
     return tally
@@ -273,23 +264,6 @@ def _check_truncated(tally: Tally, settings: CollectConfig) -> None:
             f"{truncated:,} of the first {total:,} answers were cut off at max_tokens: {settings.sampling.max_tokens}, "
             f"more than max_truncated_share: {settings.max_truncated_share:g}. They are kept; raise collect.sampling.max_tokens, "
             "which asks anew, or the share."
-        )
-
-
-def _check_failed(tally: Tally, settings: CollectConfig, failures: list[str]) -> None:
-    failed, total = tally.statuses["failed"], tally.num_rows
-    if failed > settings.max_failed_share * total:
-        raise GateError(
-            f"{failed:,} of {total:,} answers failed, more than max_failed_share: {settings.max_failed_share:g}; e.g. "
-            f"{'; '.join(failures)}. The others are kept; the same command asks only for those that failed."
-        )
-
-
-def _warn_of_failed(tally: Tally, failures: list[str]) -> None:
-    failed, total = tally.statuses["failed"], tally.num_rows
-    if failed:
-        logger.warning(
-            "%d of %d answers failed, e.g. %s; --replace asks for them again", failed, total, "; ".join(failures)
         )
 
 

@@ -128,8 +128,8 @@ class Places:
 def _make(
     settings: FilterConfig, layout: Layout, sources: Sequence[Place], places: Places, origin: Origin
 ) -> dict[str, Any]:
-    judging = f"judge of {places.key}"
-    purposes = [judging, *(each for source in sources for each in (source.key, f"judge of {source.key}"))]
+    judging = f"judge of {places.place.purpose}"
+    purposes = [judging, *(each for source in sources for each in (source.purpose, f"judge of {source.purpose}"))]
     with Spent(store_path(layout), purposes) as spent:
         with ExitStack() as held:
             sieve = Sieve(settings, layout, purpose=judging, spent=spent, teachers=Teachers(layout, held))

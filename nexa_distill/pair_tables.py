@@ -136,5 +136,7 @@ def _sft_row(pair: Pair) -> dict[str, Any]:
     row = pair.row
     columns = {"prompt": pair.prompt, "completion": pair.completion}
     about = {"teacher_row": row["row_id"], "sample_index": row["sample_index"], "request_sha256": row["request_sha256"]}
+    if pair.is_edited:
+        about["answer_edited"] = True
     extra = digests.canonical_json({**pair.extra, **about}).decode()
     return {"row_id": content_id(columns)[0], **columns, "extra_json": extra}

@@ -21,6 +21,8 @@ class Place:
     manifest_path: Path
     name: str
     version: str
+    purpose: str
+    """What the ledger knows its calls by: its key, of a file elsewhere its path, for several may be called alike."""
 
     @property
     def key(self) -> str:
@@ -43,12 +45,14 @@ def place_of(layout: Layout, given: str, folder: str) -> Place:
         name, version = (found["name"], found["version"]) if found else (path.stem, "v1")
         standard = layout.processed / "distillation" / folder
         if path.resolve().parent == standard.resolve() and found:
-            return Place(path, layout.dataset_manifests("distillation") / f"{path.stem}.json", name, version)
-        return Place(path, path.with_suffix(".manifest.json"), name, version)
+            return Place(path, layout.dataset_manifests("distillation") / f"{path.stem}.json", name, version, path.stem)
+        return Place(path, path.with_suffix(".manifest.json"), name, version, layout.relative(path.resolve()))
     if (found := KEY.fullmatch(given)) is None:
         raise UserError(f"'{given}' is neither a dataset's key, like {folder}_v1, nor the path of a {SUFFIX} file.")
     path = layout.processed / "distillation" / folder / f"{given}{SUFFIX}"
-    return Place(path, layout.dataset_manifests("distillation") / f"{given}.json", found["name"], found["version"])
+    return Place(
+        path, layout.dataset_manifests("distillation") / f"{given}.json", found["name"], found["version"], given
+    )
 
 
 def require_file(layout: Layout, place: Place, folder: str, *, make: str) -> None:

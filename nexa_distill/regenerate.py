@@ -23,6 +23,7 @@ from nexa_distill import outputs
 from nexa_distill.checks import Pair
 from nexa_distill.checks.judge import read_template
 from nexa_distill.collect_teacher import FREE_KEYS, Collected, deciding, describe
+from nexa_distill.failures import Failures
 from nexa_distill.filter_pairs import Filtered, contents_of_judges, filter_pairs, named_by
 from nexa_distill.inputs import Prompt
 from nexa_distill.outputs import OutputTable, Tally
@@ -79,7 +80,7 @@ def regenerate(
 
     Raises:
         UserError: nothing was filtered, nothing is to be asked again, or the teacher's answers are recorded ones.
-        GateError: the budget is used up.
+        GateError: the budget is used up, or too many answers failed.
     """
     collect = config.collect
     if collect.provider == "recorded":
@@ -181,10 +182,11 @@ def _write(
 ) -> Tally:
     """What answers there are, once their file has its name."""
     tally, collect = Tally(), config.collect
+    failures = Failures(collect.max_failed_share)
     with ExitStack() as stack, Progress("asking again", total=None, unit="answers") as progress:
         teachers, table = Teachers(layout, stack), OutputTable(stack, place.path)
         for some in _rejected_prompts(filtered):
-            for tried in _try_again(some, config, layout, template, place.key, asked, teachers):
+            for tried in _try_again(some, config, layout, template, place.purpose, asked, teachers):
                 parameters = {**collect.sampling.resolved(), "try": tried.number}
                 for pair, answer in zip(tried.pairs, tried.answers, strict=True):
                     row = pair.row
@@ -197,9 +199,11 @@ def _write(
                         prompt_sha256=row["prompt_sha256"],
                     )
                     tally.saw(answer)
+                    failures.saw(row["row_id"], answer, tally)
             progress.update(tally.num_rows, f"{asked.num_bought:,} bought")
         if not tally.num_rows:
             raise UserError(f"{filtered.key} has kept an answer to each prompt; there is nothing to ask again.")
+        failures.judge(tally)
         table.close()
         durable.remove(place.manifest_path)
     return tally

@@ -59,7 +59,7 @@ class Origin:
 
 
 def still_stands(standing: manifests.Manifest, origin: Origin, layout: Layout, *, replace: bool) -> bool:
-    """Whether there is nothing to do; False where the dataset is damaged, or made of something else and to be replaced.
+    """Whether there is nothing to do; False where it is damaged, or to be replaced: made of something else, or with gaps.
 
     Raises:
         UserError: it was made of something else, or is a dataset of another kind.
@@ -75,6 +75,8 @@ def still_stands(standing: manifests.Manifest, origin: Origin, layout: Layout, *
             f"{key} was made with other {changed}. A version never changes: set a new {origin.section}.version, or pass "
             "--replace. Answers to equal requests are not paid again."
         )
+    if replace and standing.get("statuses", {}).get("failed"):
+        return False  # failed calls may succeed now
     for record in manifests.files_of(standing):
         if problem := manifests.damage(layout, record):
             logger.warning("%s: %s; making it again", key, problem)

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 MOST_DIFFERING = 0.05
 """Share of the rows that may be spelt in other tokens than their text is encoded in, as sampled answers sometimes are."""
-MISSING, DIFFERING, FOUND = 0, 1, 2
+MISSING, DIFFERING, FOUND, EDITED = 0, 1, 2, 3
+"""Edited: a person's own words, in which the teacher has no part."""
 
 
 def with_stored(
@@ -40,7 +41,8 @@ def with_stored(
     outputs = tuple(find_dataset(layout, key) for key in keys)
     for each in outputs:
         check_tokenizers(each, spec)
-    matcher = _Matcher(sequences, _requests_of(dataset)[sequences.rows_N])
+    requests, is_edited = _answers_of(dataset)
+    matcher = _Matcher(sequences, requests[sequences.rows_N], is_edited[sequences.rows_N])
     for each in outputs:
         for answers in read_answers(each, num_ids=vocabulary_size(spec)):
             matcher.match(answers)
@@ -51,11 +53,11 @@ def with_stored(
 class _Matcher:
     """Finds the sequences that answers are, and holds what is stored of those answers."""
 
-    def __init__(self, sequences: Sequences, requests_N: np.ndarray):
+    def __init__(self, sequences: Sequences, requests_N: np.ndarray, is_edited_N: np.ndarray):
         self._sequences = sequences
         self._order = np.argsort(requests_N, kind="stable")
         self._ordered = requests_N[self._order]
-        self.state_N = np.full(len(sequences), MISSING, dtype=np.int8)
+        self.state_N = np.where(is_edited_N, EDITED, MISSING).astype(np.int8)
         self.index = np.full(len(sequences.tokens.flat), -1, dtype=np.int64)
         self.places = PlacesInTheMaking(at_most=int(sequences.learned.sum()))
 
@@ -64,7 +66,7 @@ class _Matcher:
         begins, ends = (np.searchsorted(self._ordered, requests, side=side) for side in ("left", "right"))
         for row in np.flatnonzero(begins < ends).tolist():
             for number in self._order[begins[row] : ends[row]].tolist():
-                if self.state_N[number] != FOUND:
+                if self.state_N[number] not in (FOUND, EDITED):
                     self._match(number, answers, row)
 
     def _match(self, number: int, answers: StoredAnswers, row: int) -> None:
@@ -85,10 +87,15 @@ class _Matcher:
         )
 
 
-def _requests_of(dataset: Dataset) -> np.ndarray:
-    """For each training row the number of the request that it is the answer to; nobody asked what has none."""
+def _answers_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """For each training row the number of the request that it is the answer to, and whether a person edited it.
+
+    Nobody asked what has no request.
+    """
     column = dataset.read_split("train").column("extra_json")
-    return _numbers(json.loads(extra.as_py() or "{}").get("request_sha256") or "" for extra in column)
+    extras = [json.loads(extra.as_py() or "{}") for extra in column]
+    requests = _numbers(extra.get("request_sha256") or "" for extra in extras)
+    return requests, np.array([bool(extra.get("answer_edited")) for extra in extras], dtype=bool)
 
 
 def _numbers(requests: Iterable[str]) -> np.ndarray:
@@ -113,6 +120,8 @@ def _check(state_N: np.ndarray, dataset: Dataset, named: str) -> None:
             "them in: its tokenizer is not the student's. Give the student the teacher's (filter.tokenizer.path), or use "
             "`loss: {name: sequence}`."
         )
+    if num_edited := int((state_N == EDITED).sum()):
+        logger.info("%d of %d rows were edited by people; they are learned from as texts alone", num_edited, num_rows)
     if num_differing:
         logger.warning(
             "%d of %d rows were written in other tokens than their text is encoded in; they are learned from as texts alone",

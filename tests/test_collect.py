@@ -157,6 +157,16 @@ def test_a_version_never_changes_unless_it_is_replaced(lab: Path) -> None:
     assert after.manifest["fingerprint"] != before.manifest["fingerprint"]
 
 
+def test_files_that_are_called_alike_have_a_bill_of_their_own(lab: Path) -> None:
+    with simulator() as server:
+        first = collected(lab, server.base_url, destination=str(lab / "a" / "said_v1.parquet"))
+        at_most = f"collect.max_cost_usd={2 * first.manifest['cost_usd']}"
+        file = str(lab / "b" / "said_v1.parquet")
+        second = collected(lab, server.base_url, "collect.sampling.max_tokens=65", at_most, destination=file)
+    assert [each.manifest["ledger"]["num_calls"] for each in (first, second)] == [NUM_PROMPTS, NUM_PROMPTS]
+    assert second.manifest["ledger"]["purpose"] == "b/said_v1.parquet"
+
+
 def test_no_budget_is_exceeded_and_a_higher_one_goes_on(lab: Path) -> None:
     budget = 0.002
     with simulator("--faults", FAULTS, *FAST_RETRY, latency_seconds=0.02) as server:

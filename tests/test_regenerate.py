@@ -121,6 +121,25 @@ def test_where_no_pair_was_kept_all_prompts_are_asked_again(tmp_path: Path) -> N
         assert filter_again(config, layout, made.place).manifest["filtered"]["rows"] == 5
 
 
+def test_calls_that_failed_are_held_against_their_limit_and_made_again_when_told(tmp_path: Path) -> None:
+    write_outputs(tmp_path, [row(str(number), "No.") for number in range(40)])
+    with simulator("--faults", "server_error=0.5", "--retry-after-seconds", "0.05") as server:
+        config, layout = configured(tmp_path, server, SHORT, pace={"max_tries": 1}), Layout(tmp_path)
+        config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update={"max_tries": 1})})
+        with pytest.raises(GateError):
+            filter_pairs(config, layout)
+        with pytest.raises(GateError, match=r"of 40 answers failed, more than max_failed_share: 0.01; e.g. \d+: "):
+            regenerate(config, layout)
+        config = config.model_copy(update={"collect": config.collect.model_copy(update={"max_failed_share": 1.0})})
+        first = regenerate(config, layout)
+        failed = first.manifest["statuses"]["failed"]
+        assert failed > 0
+        assert not regenerate(config, layout).is_new
+        again = regenerate(config, layout, replace=True)
+    assert (again.is_new, again.asked.num_reused) == (True, 40 - failed)
+    assert again.manifest["statuses"]["failed"] < failed
+
+
 def test_samples_that_disagreed_are_asked_for_in_the_same_number(tmp_path: Path) -> None:
     steps = [{"name": "agreement", "min_share": 0.6}]
     samples = [row("a", f"#### {index}", sample_index=index) for index in range(3)]

@@ -360,7 +360,8 @@ def test_filter_pairs_obeys_what_was_decided_and_its_verdicts_are_shown(outputs:
     filter_pairs(settings, outputs)
     folder = outputs.processed / "distillation" / "sft_datasets"
     pairs = [row for path in folder.glob("*.parquet") for row in parquet.read_table(path).to_pylist()]
-    assert {row["completion"] for row in pairs} == {"Better.", "Answer 2.", "Answer 3.", "Written by hand."}
+    edited = {row["completion"]: json.loads(row["extra_json"]).get("answer_edited", False) for row in pairs}
+    assert edited == {"Better.": True, "Answer 2.": False, "Answer 3.": False, "Written by hand.": True}
     again = Review(outputs, KEY)
     verdicts = [again.show(View(), row, "stay")["samples"][0]["verdict"] for row in range(5)]
     assert [verdict["kept"] for verdict in verdicts] == [False, True, True, True, True]

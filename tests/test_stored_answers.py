@@ -41,11 +41,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Path]:
 
 
 def store_answers(
-    layout: Layout, teacher_path: Path, *, num_top: int = 4, change: Callable[[Rows], None] = lambda rows: None
+    layout: Layout,
+    teacher_path: Path,
+    *,
+    num_top: int = 4,
+    num_edited: int = 0,
+    change: Callable[[Rows], None] = lambda rows: None,
 ) -> Rows:
     """The training pairs as if the teacher had answered them, with its log probabilities, as the datasets stored_v1 and learn_v1.
 
     Args:
+        num_edited: training pairs, the first ones, that are told to be a person's own words.
         change: of the answers to the training prompts.
     """
     teacher = load_teacher(teacher_path, max_tokens=32)
@@ -69,7 +75,8 @@ def store_answers(
             made["tail_mass"] = (1 - top.exp().sum(-1)).clamp(min=0).tolist()
             made["tokenizer_sha256"] = encoding_digest(teacher.spec.tokenizer)
             answers[split].append(made)
-            rows[split].append({**row, "extra_json": json.dumps({"request_sha256": key})})
+            edited = {"answer_edited": True} if split == "train" and number < num_edited else {}
+            rows[split].append({**row, "extra_json": json.dumps({"request_sha256": key, **edited})})
     change(answers["train"])
     folder = layout.processed / "distillation"
     learn = {
@@ -141,6 +148,8 @@ def test_answers_in_other_tokens_are_refused(taught: tuple[Layout, Path]) -> Non
     store_answers(layout, teacher, change=lambda rows: reverse_some(rows, 60))
     with pytest.raises(UserError, match="are encoded in other tokens than the teacher wrote"):
         run(from_stored(), layout=layout)
+    store_answers(layout, teacher, change=lambda rows: reverse_some(rows, 60), num_edited=60)
+    run(from_stored(training={"max_steps": 1}), layout=layout)  # a person's own words are no other tokenizer's
     with pytest.raises(UserError, match="have no log probabilities in stored_v1"):
         run(student(None, {"name": "forward_kl"}, distillation={"stored": "stored_v1"}), layout=layout)
 

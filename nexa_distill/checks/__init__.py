@@ -43,6 +43,8 @@ class Pair:
     """The LOGPROBS columns of the batch that it came in: Python's numbers would take ten times the memory."""
     place: int = 0
     """Its row of them."""
+    is_edited: bool = False
+    """Whether the answer is a person's."""
 
     @property
     def prompt(self) -> str:
@@ -64,7 +66,7 @@ class Pair:
 
     def with_completion(self, text: str) -> "Pair":
         """A person's own words, of whose tokens nobody knows the teacher's probabilities."""
-        return Pair({**self.row, "completion": text})
+        return Pair({**self.row, "completion": text}, is_edited=True)
 
 
 @dataclass(frozen=True)
