@@ -97,6 +97,7 @@ class Buyer:
         self._buys_nothing_more = self._buys_nothing_more or at_once
         self._halted.set()
         self._settled.set()
+        self._teacher.stop_waiting()
         for each in (self.gate, self._requests_limit, self._tokens_limit):
             if each is not None:
                 each.stop()

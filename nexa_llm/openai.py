@@ -121,6 +121,9 @@ class OpenAi:
     async def ready(self) -> None:
         """Wait until there is a server to send to."""
 
+    def stop_waiting(self) -> None:
+        """Nothing more is sent: whoever waits for the server need not."""
+
     def close(self) -> None:
         """Let go of what was begun to be asked."""
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -53,6 +54,7 @@ class Served(OpenAi):
         self._asked_url = self.public_url
         self._process: subprocess.Popen[bytes] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._is_over = threading.Event()
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         named = {"return_tokens_as_token_ids": True} if request.sampling.logprobs is not None else {}
@@ -67,6 +69,11 @@ class Served(OpenAi):
         if self._starting is None:
             self._starting = asyncio.create_task(asyncio.to_thread(self._start))
         await asyncio.shield(self._starting)
+
+    def stop_waiting(self) -> None:
+        """A large model takes minutes to load."""
+        if self._starting is not None and not self._starting.done():
+            self._is_over.set()
 
     def close(self) -> None:
         """End the server, if there is one."""
@@ -108,7 +115,8 @@ class Served(OpenAi):
                 urllib.request.urlopen(address, timeout=5).close()
                 logger.info("%s serves, after %.0f s", PROGRAM, time.monotonic() - began)
                 return
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if self._is_over.wait(SECONDS_BETWEEN_LOOKS):
+                raise NexaError(f"{PROGRAM} was not waited for.")
         raise NexaError(f"{PROGRAM} has not begun to serve within {SECONDS_TO_START:g} s. {self._last_words()}")
 
     def _last_words(self) -> str:

@@ -347,6 +347,26 @@ def test_a_worker_that_waits_looks_seldom_and_is_there_at_once(
     assert looks[-1] - began < 1.5
 
 
+def test_a_trial_of_a_lost_node_is_failed_from_another_that_shares_only_a_server(
+    prepared: Path, postgres_of_its_own: Postgres, tmp_path: Path
+) -> None:
+    labs = [Layout(tmp_path / name) for name in ("one", "other")]
+    for each in labs:
+        shutil.copytree(prepared, each.root)
+    path = write_study(tmp_path / "run.yaml", storage=postgres_of_its_own.url, lease_seconds=1.0)
+    lost = search_of(path, labs[0])
+    with lost.storage.locked():
+        hold = lost.storage.begin_trial(0, {LR: 0.01, "model.parameters.dropout": 0.0})
+    assert hold is not None
+    with pytest.raises(UserError, match="a worker trains it; end that first"):
+        search_of(path, labs[1]).fail(0)
+    hold.release()  # no sign of life any more
+    search_of(path, labs[1]).fail(0)
+    (trial,) = lost.trials()
+    assert trial.ending is not None
+    assert trial.ending.state == "failed"
+
+
 @pytest.mark.slow
 def test_what_is_wrong_is_said_once_for_all_workers(lab: Layout, tmp_path: Path) -> None:
     space = {"training.optimizer.lr": {"name": "choice", "values": [1e30]}}

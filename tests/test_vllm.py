@@ -139,6 +139,24 @@ def test_the_server_ends_with_a_run_that_is_killed(desk: Path) -> None:
         time.sleep(0.1)
 
 
+def test_told_to_end_a_run_waits_for_no_model_that_loads(desk: Path) -> None:
+    install(desk, "#!/bin/sh\necho loading\nexec sleep 60\n")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from tests.test_vllm import collected; "
+    run = subprocess.Popen(
+        [sys.executable, "-c", f"{code}collected(Path({str(desk)!r}), 'served', 'vllm')"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (desk / "logs" / "vllm.log").exists() or "loading" not in (desk / "logs" / "vllm.log").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=20)
+    assert "Interrupted: stopped as told; every answer so far is kept" in said
+    assert not processes("sleep 60")
+
+
 def test_a_server_that_does_not_start_says_why(desk: Path) -> None:
     install(desk, "#!/bin/sh\necho 'no such architecture' >&2\nexit 7\n")
     with pytest.raises(NexaError, match=r"vllm ended with exit code 7 before it served(.|\n)*no such architecture"):

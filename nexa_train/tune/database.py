@@ -92,6 +92,7 @@ class DatabaseStorage:
         self._name, self._folder, self._lease = study, folder, lease_seconds
         self._url = url
         self.seconds_between_looks = min(MOST_SECONDS_BETWEEN_LOOKS, lease_seconds / LOOKS_A_LEASE)
+        self.seconds_to_tell = lease_seconds + 2 * self.seconds_between_looks
         self._key = int.from_bytes(sha256(f"nexa {study}".encode()).digest()[:8], "big", signed=True)
         self._connection: Connection | None = None
         self._seen: dict[int, tuple[str, float, float]] = {}

@@ -39,6 +39,7 @@ def lock_trial(folder: Path, number: int) -> FileLock | None:
 
 class JournalStorage:
     seconds_between_looks = 2.0
+    seconds_to_tell = 0.0
 
     def __init__(self, folder: Path):
         self._folder = folder

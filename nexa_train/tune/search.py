@@ -114,15 +114,26 @@ class Search:
         Raises:
             UserError: there is no such trial, it has ended, or a worker trains it.
         """
+        until = time.monotonic() + self.storage.seconds_to_tell
+        if self.storage.seconds_to_tell:
+            logger.info("it takes up to %.0f s to tell whether a worker trains it", self.storage.seconds_to_tell)
+        while not self._fail(number):
+            if time.monotonic() >= until:
+                raise UserError(f"--fail {number}: a worker trains it; end that first.")
+            time.sleep(self.storage.seconds_between_looks)
+
+    def _fail(self, number: int) -> bool:
+        """False where a worker trains it, as far as can be told now."""
         with self.storage.locked():
             trials = self.storage.read_trials()
             if number >= len(trials) or trials[number].ending is not None:
                 unfinished = _unfinished(trials) or "none"
                 raise UserError(f"--fail {number}: expected a trial that was begun and has not ended: {unfinished}")
             if (hold := self.storage.take_over(number)) is None:
-                raise UserError(f"--fail {number}: a worker trains it; end that first.")
+                return False
             self.storage.end_trial(number, Ending("failed", None, reason="given up by --fail"))
             hold.release()
+        return True
 
     def work(self, max_trials: int) -> None:
         """Train trials until the study has so many that have ended, by whichever worker.

@@ -23,6 +23,8 @@ class Storage(Protocol):
 
     seconds_between_looks: float
     """How long a worker that waits goes without a look at whether others are gone, at most."""
+    seconds_to_tell: float
+    """How long others have to be looked at to tell whether they are gone; 0 where one look tells."""
 
     def stamp(self) -> object:
         """Another one after each thing that was written, told without the lock; None where only reading tells."""

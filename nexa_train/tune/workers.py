@@ -44,11 +44,13 @@ def work_together(search: Search, command: Sequence[str], *, num_workers: int, m
         _started(search, command, num_workers) as workers,
         Progress("search", total=total, unit="trials", start=len(ended)) as progress,
     ):
-        seen: object = None
+        seen, look_at = object(), 0.0
         while told.by is None:
             running = [process for process, _ in workers if process.poll() is None]
-            if (stamp := search.storage.stamp()) is None or stamp != seen:
-                seen = stamp
+            stamp = search.storage.stamp()
+            is_news = stamp != seen if stamp is not None else time.monotonic() >= look_at
+            if is_news or not running:
+                seen, look_at = stamp, time.monotonic() + search.storage.seconds_between_looks
                 _tell(search, search.trials()[:total], ended)
                 progress.update(len(ended))
             if len(ended) >= total:
