@@ -12,7 +12,7 @@ from nexa_train.tune.space import Space, as_parameters, distributions
 TRIALS_A_KEY = 10
 """Fewer complete trials for each key than that, and what is measured is mostly chance."""
 MOST_TRIALS = 500
-"""The forest's time grows faster than the trials: 3,000 of them would take minutes, and tell the same."""
+"""So that the report of a long search does not wait for the forest."""
 
 
 def importance_of(study: Study, space: Space, trials: list[Trial]) -> dict[str, float] | None:
