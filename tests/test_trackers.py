@@ -92,7 +92,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a run be told to end in its `step`th one."""
+    """Have a run be told to end in its `step`th one, and wait for its followers however long their clients take to load."""
     asked: list[int] = []
 
     def asked_before(self: Preemption) -> int:
@@ -100,6 +100,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return int(len(asked) == step)
 
     monkeypatch.setattr(Preemption, "_asked_before", asked_before)
+    monkeypatch.setattr("nexa_core.trackers.followers.STOPPED_WAIT_SECONDS", WAIT["wait_seconds"])
 
 
 # MLflow
