@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections import deque
@@ -25,6 +26,10 @@ LOOKED_UP_AT_ONCE = 256
 GIVEN_AT_ONCE = 1024
 HELD_ANSWERS = 2048
 """Answers that wait for an earlier one; of further ones only the key is held, and they are read from the store again."""
+HELD_WITH_LOGPROBS = 64
+"""Both, of answers that have log probabilities: with twenty a token one of 256 tokens is some 400 kB."""
+SELDOM = 50_000
+"""Objects made until Python looks for cycles: there are few, and it looks through all that the calls under way hold."""
 MOST_AHEAD = 65_536
 """Requests between the first that is not answered and the last that was sent."""
 WORKERS_A_SPARE_ONE = 4
@@ -67,6 +72,9 @@ class Asking:
         self._done: dict[int, Answer | Reference] = {}
         self._buying: dict[str, asyncio.Future[Answer | None]] = {}
         self._bought_since: set[str] = set()  # requests were last looked up
+        self._most_held, self._most_given = HELD_ANSWERS, GIVEN_AT_ONCE
+        if token_ids is not None:
+            self._most_held = self._most_given = HELD_WITH_LOGPROBS
         self._num_taken = self._next = 0
         self._workers: list[asyncio.Task[None]] = []
         self._halt: BaseException | None = None
@@ -81,7 +89,7 @@ class Asking:
             UserError: the server refuses the key, or does not know the model.
             NexaError: nothing was answered for a long time.
         """
-        with asyncio.Runner() as runner:
+        with _collecting_seldom(), asyncio.Runner() as runner:
             runner.run(self._open(iter(requests)))
             try:
                 runner.run(self._begin())
@@ -148,15 +156,13 @@ class Asking:
             self._news.clear()
             await self._news.wait()
         found: list[Answer | Reference] = []
-        while self._next in self._done and len(found) < GIVEN_AT_ONCE:
+        while self._next in self._done and len(found) < self._most_given:
             found.append(self._done.pop(self._next))
             self._next += 1
         self._room.set()
         stored = self._store.get([each.key for each in found if isinstance(each, Reference)])
         return [
-            replace(self._reader.read(each.key, stored[each.key]), is_new=each.is_new)
-            if isinstance(each, Reference)
-            else each
+            self._reader.read(each.key, stored[each.key], is_new=each.is_new) if isinstance(each, Reference) else each
             for each in found
         ]
 
@@ -177,7 +183,7 @@ class Asking:
         async with self._taking:
             while not self._jobs and self._requests is not None and self._halt is None:
                 is_blocked = self._next not in self._done  # by an answer that is under way
-                if self._num_taken - self._next >= (MOST_AHEAD if is_blocked else HELD_ANSWERS):
+                if self._num_taken - self._next >= (MOST_AHEAD if is_blocked else self._most_held):
                     self._room.clear()
                     await self._room.wait()
                     continue
@@ -198,12 +204,20 @@ class Asking:
             self._num_taken += 1
             if key not in stored or key in self._buying:  # what came of that one may yet be found to be no answer
                 self._jobs.append(Job(index, request, key))
-            else:
+            elif self._has_room:
                 self._finish(index, self._reader.read(key, stored[key]))
+            else:
+                self._finish(index, Reference(key, is_new=False))
 
-    def _finish(self, index: int, answer: Answer) -> None:
-        holds_text = len(self._done) < HELD_ANSWERS or answer.status == "failed"
-        self._done[index] = answer if holds_text else Reference(answer.request_sha256, answer.is_new)
+    @property
+    def _has_room(self) -> bool:
+        """Whether one more answer may be held while it waits for an earlier one."""
+        return len(self._done) < self._most_held
+
+    def _finish(self, index: int, found: Answer | Reference) -> None:
+        if isinstance(found, Answer) and found.status != "failed" and not self._has_room:
+            found = Reference(found.request_sha256, found.is_new)
+        self._done[index] = found
         if index == self._next:
             self._news.set()
 
@@ -247,3 +261,13 @@ class Asking:
             self._buyer.gate.num_under_way,
         )
         self._stop(Interrupted(number))
+
+
+@contextlib.contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(SELDOM, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nexa_core.config.ask import Pace
@@ -162,7 +162,7 @@ class Buyer:
     async def _received(self, job: Job, call: Call, response: Response, most_tokens: int) -> Answer | Failure:
         await self._store.keep(call, response.body, response.latency_seconds)
         try:
-            answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
+            answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id), is_new=True)
         except Unusable as error:
             self._store.set_aside(call)
             return await self._lost(call, f"an unusable answer: {error}", raw=response.body)
@@ -172,7 +172,7 @@ class Buyer:
             used = answer.prompt_tokens + answer.completion_tokens
             self._tokens_limit.correct(used - most_tokens)
         self._settle(call, settle_answered(call, answer, self._store, self._reader))
-        return replace(answer, is_new=True)
+        return answer
 
     async def _lost(self, call: Call, error: str, *, is_free: bool = False, raw: bytes = b"") -> Failure:
         """A call of which nobody knows whether it was billed, unless the server says so."""
@@ -190,11 +190,11 @@ class Buyer:
         await self._store.keep(call, response.body, response.latency_seconds)
         self.knows_answers = True
         self._breaker.succeeded()
-        answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id))
+        answer = self._reader.parse(job.key, Stored(response.body, response.latency_seconds, call.id), is_new=True)
         paid, state = await self._outcome_of(call)
         self._store.fail(call, f"HTTP {response.status}: {answer.error}", picousd=paid, state=state)
         self._settle(call, paid or 0)
-        return replace(answer, is_new=True)
+        return answer
 
     async def _refused(self, job: Job, call: Call, response: Response) -> Answer | Failure:
         said, status = f"HTTP {response.status}: {self._teacher.message(response.body)}", response.status

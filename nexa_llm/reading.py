@@ -21,14 +21,14 @@ class Reader:
         self.prices = None if price is None else price.picousd_per_token()
         self._token_ids = token_ids
 
-    def read(self, key: str, stored: Stored) -> Answer:
+    def read(self, key: str, stored: Stored, *, is_new: bool = False) -> Answer:
         """A stored answer, which was usable when it came; a stricter parser or another tokenizer may find it is not."""
         try:
-            return self.parse(key, stored)
+            return self.parse(key, stored, is_new=is_new)
         except Unusable as error:
-            return Answer(status="failed", request_sha256=key, error=f"the stored answer: {error}")
+            return Answer(status="failed", request_sha256=key, error=f"the stored answer: {error}", is_new=is_new)
 
-    def parse(self, key: str, stored: Stored) -> Answer:
+    def parse(self, key: str, stored: Stored, *, is_new: bool) -> Answer:
         """What a server sent as an answer.
 
         Raises:
@@ -37,7 +37,7 @@ class Reader:
         answer = parse_answer(stored.raw, key, token_ids=self._token_ids)
         is_counted = answer.prompt_tokens is not None and answer.completion_tokens is not None
         cost = self.cost(answer.prompt_tokens or 0, answer.completion_tokens or 0) if is_counted else None
-        return replace(answer, cost_picousd=cost, latency_seconds=stored.latency_seconds)
+        return replace(answer, cost_picousd=cost, latency_seconds=stored.latency_seconds, is_new=is_new)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
         """In picodollars; None where the price is not known."""

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from aiohttp import web
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nexa_core.config import DistillConfig, load_config
+from nexa_core.config.ask import AskConfig
 from nexa_core.errors import GateError, NexaError, UserError
 from nexa_core.paths import Layout
 from nexa_data.data_analysis.query_data import DataQuery
@@ -34,8 +36,9 @@ from nexa_distill import collect_teacher
 from nexa_distill.collect_teacher import Collected, collect, estimate_collection
 from nexa_distill.inputs import open_inputs
 from nexa_llm import reading
-from nexa_llm.ask import contents_of, open_teacher, sampling_of
-from nexa_llm.chat import ChatRequest
+from nexa_llm.ask import ask, contents_of, open_teacher, sampling_of
+from nexa_llm.asking import HELD_WITH_LOGPROBS
+from nexa_llm.chat import ChatRequest, Logprobs, Sampling
 from nexa_llm.store import Call, Store, store_path
 from tests.ranks import free_port
 from tests.simulators import ROOT, simulator
@@ -617,27 +620,48 @@ def test_no_key_reaches_a_file_or_a_log(lab: Path) -> None:
 # Log probabilities.
 
 
-def test_log_probabilities_come_with_ids_and_the_mass_of_the_rest(lab: Path) -> None:
+def with_tokenizer(lab: Path) -> dict[str, Any]:
+    """Settings that ask for log probabilities, by a tokenizer of the laboratory's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(["some words that an answer may have, and others that it has not"], trainer)
     tokenizer.save(str(lab / "tokenizer.json"))
+    return {"sampling": {"max_tokens": 32, "logprobs": 5}, "tokenizer": str(lab / "tokenizer.json")}
+
+
+def test_log_probabilities_come_with_ids_and_the_mass_of_the_rest(lab: Path) -> None:
+    given = {**with_tokenizer(lab), "max_truncated_share": 1.0}
     write_inputs(lab, 10)
-    sampling = {
-        "sampling": {"max_tokens": 32, "logprobs": 5},
-        "tokenizer": str(lab / "tokenizer.json"),
-        "max_truncated_share": 1.0,
-    }
-    with simulator("--tokenizer", str(lab / "tokenizer.json")) as server:
-        rows = rows_of(collected(lab, server.base_url, given=sampling))
+    with simulator("--tokenizer", given["tokenizer"]) as server:
+        rows = rows_of(collected(lab, server.base_url, given=given))
+    tokenizer = Tokenizer.from_file(given["tokenizer"])
     for row in rows:
         assert tokenizer.decode(row["token_ids"]) == row["completion"]
         for ids, logprobs, tail in zip(row["top_ids"], row["top_logprobs"], row["tail_mass"], strict=True):
             assert len(ids) == len(set(ids)) == 5
             assert logprobs == sorted(logprobs, reverse=True)
             assert sum(2.718281828459045**each for each in logprobs) + tail == pytest.approx(1, abs=1e-4)
+
+
+def test_few_answers_are_held_with_their_log_probabilities(lab: Path) -> None:
+    given, layout = with_tokenizer(lab), Layout(lab)
+    requests = [
+        ChatRequest(({"role": "user", "content": f"question {index}"},), Sampling(max_tokens=32, logprobs=5))
+        for index in range(400)
+    ]
+    with simulator("--tokenizer", given["tokenizer"]) as server:
+        config = AskConfig(teacher="openai:m", base_url=server.base_url, **given)
+        bought = [answer.text for answer in ask(requests, config, layout, purpose="test")]
+        found: list[str | None] = []
+        for answer in ask(requests, config, layout, purpose="test"):
+            if len(found) % 100 == 0:
+                num_held = sum(type(each) is Logprobs for each in gc.get_objects())
+                assert num_held <= 2 * HELD_WITH_LOGPROBS + 1  # given out, and waiting
+            found.append(answer.text)
+    assert found == bought
+    assert len(set(found)) > 1
 
 
 # Recorded answers.

@@ -77,7 +77,8 @@ def run_trial(
         ending = _complete(result, config, metric)
     except Pruned as pruned:
         ending = Ending("pruned", watch.reports[-1], reports=watch.reports, reason=str(pruned), step=pruned.step)
-        low, high = _ends(watch.folder, metric, len(watch.reports) - 1)
+        found = [] if watch.folder is None else list(_validations(watch.folder))
+        low, high = _ends(found, metric, len(watch.reports) - 1)
         ending = replace(ending, low=low, high=high)
     except (Held, NodeError, Preempted, Stopped):  # which says nothing of the trial
         raise
@@ -106,7 +107,7 @@ def _complete(result: TrainingResult, config: RunConfig, metric: str) -> Ending:
         losses = [each["val_loss"] for each in found]
         kept = losses.index(min(losses)) if config.training.keep == "best" and losses else len(losses) - 1
         value = reports[kept] if reports else None
-        low, high = _ends(result.run, metric, kept)
+        low, high = _ends(found, metric, kept)
     if value is None or not math.isfinite(value):
         there = ", ".join(sorted(result.manifest["metrics"]))
         raise UserError(f"The run has no {metric}; it has: {', '.join(OF_VALIDATION)}, {there}")
@@ -116,14 +117,14 @@ def _complete(result: TrainingResult, config: RunConfig, metric: str) -> Ending:
 
 def _validations(run_folder: RunFolder) -> Iterator[dict[str, float]]:
     """What the run wrote down after each validation; all of it, also where it was interrupted."""
-    for line in run_folder.step_metrics.read_text(encoding="utf-8").splitlines():
-        if "val_loss" in (values := json.loads(line)):
-            yield values
+    with run_folder.step_metrics.open(encoding="utf-8") as lines:
+        for line in lines:
+            if '"val_loss"' in line and "val_loss" in (values := json.loads(line)):
+                yield values
 
 
-def _ends(run_folder: RunFolder | None, metric: str, index: int) -> tuple[float | None, float | None]:
-    """The ends of the metric's interval at one of the run's validations."""
-    found = [] if run_folder is None else list(_validations(run_folder))
+def _ends(found: Sequence[dict[str, float]], metric: str, index: int) -> tuple[float | None, float | None]:
+    """The ends of the metric's interval at one of the validations."""
     values = found[index] if 0 <= index < len(found) else {}
     return values.get(f"{metric}_low"), values.get(f"{metric}_high")
 
