@@ -172,6 +172,15 @@ def test_a_run_that_is_being_written_to_is_left_alone_when_planned_and_when_dele
         assert "spared" in cleaned.as_text()
 
 
+def test_a_run_that_is_pinned_after_the_plan_was_made_is_left_alone(lab: Layout) -> None:
+    plan = planned(lab)
+    pin(lab, old_run(lab).run_id, why="a question came up", now=NOW)
+    assert not [
+        each for each in clean(lab, plan, now=lambda: NOW).deleted if each.run and each.run.path == old_run(lab).path
+    ]
+    assert names(plan) <= {path.name for path in old_run(lab).checkpoints.iterdir()}
+
+
 def test_each_rule_takes_its_own_and_null_turns_it_off(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     partial = make_run(layout, "partial_20260101_000000")

@@ -12,6 +12,7 @@ from nexa_core.holder import at_rest
 from nexa_core.paths import Layout
 from nexa_core.progress import Progress
 from nexa_ops.retention.plan import Item, Plan
+from nexa_ops.runs.pins import is_pinned
 from nexa_ops.runs.table import size_text
 
 
@@ -30,12 +31,12 @@ class Cleaned:
 
     def as_text(self) -> str:
         spared = len(self.plan.items) - len(self.deleted)
-        rest = f"; {spared:,} spared, for their runs began to be written to meanwhile" if spared else ""
+        rest = f"; {spared:,} spared, for their runs were pinned or began to be written to meanwhile" if spared else ""
         return f"deleted {len(self.deleted):,}, {size_text(self.size_bytes)} freed{rest}\njournal {self.journal}"
 
 
 def clean(layout: Layout, plan: Plan, *, now: Callable[[], datetime]) -> Cleaned:
-    """Delete what the plan says, but nothing of a run that is being written to by now.
+    """Delete what the plan says, but nothing of a run that is pinned or being written to by now.
 
     Killed at any moment, a folder is there whole or under a temporary name, which the next plan has.
 
@@ -63,7 +64,7 @@ def _delete(item: Item, layout: Layout, journal: durable.Journal, now: Callable[
     name = layout.relative(item.path.parent) + "/" + item.path.name
     entry = {"path": name, "size_bytes": item.size_bytes, "rule": item.rule, "why": item.why}
     with contextlib.ExitStack() as held:
-        if item.run is not None and not held.enter_context(at_rest(item.run)):
+        if (run := item.run) is not None and (is_pinned(layout, run.run_id) or not held.enter_context(at_rest(run))):
             return False
         journal.append([{"event": "deleting", "at": now().isoformat(timespec="seconds"), **entry}])
         is_folder = item.path.is_dir() and not item.path.is_symlink()

@@ -21,6 +21,10 @@ def unpin(layout: Layout, run_id: str) -> bool:
     return was_pinned
 
 
+def is_pinned(layout: Layout, run_id: str) -> bool:
+    return (layout.pins / f"{run_id}.json").exists()
+
+
 def pinned(layout: Layout) -> set[str]:
     """Ids of all pinned runs."""
     return {path.stem for path in layout.pins.glob("*.json")}
