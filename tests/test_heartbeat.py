@@ -124,7 +124,9 @@ def wait_for_a_lost_disk() -> None:
 
 
 def hold_the_interpreter() -> None:
-    ctypes.PyDLL(None).sleep(60)
+    """Read what never comes; unlike a sleep, this goes on after a signal."""
+    reading, _ = os.pipe()
+    ctypes.PyDLL(None).read(reading, ctypes.create_string_buffer(1), 1)
 
 
 def read_a_batch_for_ever() -> None:
@@ -342,6 +344,7 @@ def test_a_run_that_was_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
                 wake(rank, signal.SIGCONT)
                 time.sleep(0.2)
         assert ranks.wait() == {0: 0, 1: 0}
+        assert "Thread" not in ranks.said(0) + ranks.said(1)  # nobody was asked for a stack
 
 
 def leave_one_after_the_other(world: World, store: Store) -> None:

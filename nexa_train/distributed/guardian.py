@@ -1,7 +1,8 @@
 """A small process beside each rank that ends it when it has stopped: a launcher waits for a stopped process for ever.
 
 Run as a program, with nothing imported that takes time: `python guardian.py SECONDS NAME`. Each byte on its standard
-input is a sign of life of the process that started it; the end of the input is that process's own good end.
+input is a sign of life of the process that started it; the end of the input is that process's own good end. Before it
+ends a process it asks it for its stack, with a signal: a native call may hold the interpreter.
 """
 
 import os
@@ -9,6 +10,11 @@ import select
 import signal
 import subprocess
 import sys
+
+STACK_SIGNAL = signal.SIGURG
+"""One that does nothing to a process that has not registered it (as in the Go runtime, for the same reason)."""
+LAST_SECONDS = 1.0
+"""Between the question for the stack and the end."""
 
 
 def start_guardian(name: str, *, seconds: float) -> subprocess.Popen[bytes]:
@@ -20,15 +26,19 @@ def start_guardian(name: str, *, seconds: float) -> subprocess.Popen[bytes]:
 
 def guard(parent: int, seconds: float, name: str) -> None:
     """Kill `parent` when no byte has come for so long; SIGKILL also ends a process that is stopped."""
-    slice_seconds = min(1.0, seconds / 4)
+    slice_seconds = min(LAST_SECONDS, seconds / 4)
     silent_seconds = 0.0
+    is_asked = False
     while os.getppid() == parent:
         if select.select([0], [], [], slice_seconds)[0]:
             if not os.read(0, 4096):
                 return
-            silent_seconds = 0.0
+            silent_seconds, is_asked = 0.0, False
             continue
         silent_seconds += slice_seconds  # counted and not read from a clock: time in which all are stopped is no one's
+        if silent_seconds >= seconds - LAST_SECONDS and not is_asked:
+            os.kill(parent, STACK_SIGNAL)
+            is_asked = True
         if silent_seconds >= seconds:
             what = f"{name} has been stopped, or a native call has held its interpreter, for {seconds:g} s"
             os.write(2, f"error: {what}; ending it (SIGKILL)\n".encode())

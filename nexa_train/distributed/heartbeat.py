@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from nexa_core.errors import NodeError
-from nexa_train.distributed.guardian import start_guardian
+from nexa_train.distributed.guardian import LAST_SECONDS, STACK_SIGNAL, start_guardian
 from nexa_train.distributed.stall import Beat, Stall, Watch
 from nexa_train.distributed.store import own_connection, within
 from nexa_train.distributed.world import World
@@ -36,8 +36,6 @@ LINGER_SECONDS = 2.0
 """What rank 0 waits for the others to read its verdict, and they for the end of a run whose store has gone."""
 LOOK_SECONDS = 1.5 * SECONDS_BETWEEN_BEATS
 """Between two looks at a rank: it sends at least one beat meanwhile, if it lives."""
-GUARDIAN_SECONDS = 1.0
-"""What a stopped process is given beyond the timeout, so that the others have named it before it ends."""
 PHASE_LIMIT_SECONDS = 3600.0
 MOST_STACKS = 4
 MOST_FRAMES = 12
@@ -148,7 +146,11 @@ class _Sender:
         self.watch = Watch(watched, timeout_seconds=timeout_seconds, now=self.answered_at)
 
     def start(self) -> None:
-        self.guardian = start_guardian(self.world.name, seconds=self.timeout_seconds + GUARDIAN_SECONDS)
+        # Printed by whichever thread gets the signal, without the interpreter. Not by a timer of this process: one that
+        # has run out while all were suspended would walk the frames of threads that have just begun to run again.
+        faulthandler.register(STACK_SIGNAL, file=2)
+        # Beyond the timeout, so that the others have named a stopped process before it ends.
+        self.guardian = start_guardian(self.world.name, seconds=self.timeout_seconds + LAST_SECONDS)
         for work in (self._send_and_read, self._guard):
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
@@ -281,12 +283,9 @@ class _Sender:
             elif now - self.answered_at > self.timeout_seconds and not self.is_store_gone:
                 self._lose_store(f"has not answered for {self.timeout_seconds:g} s")
                 break
-        faulthandler.cancel_dump_traceback_later()
         self.guardian.communicate()
 
     def _show_life(self) -> None:
-        # A native call may hold the interpreter: then no thread of it can send a stack, and this still prints one.
-        faulthandler.dump_traceback_later(self.timeout_seconds, file=2)
         assert self.guardian.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # someone has ended the guardian
             self.guardian.stdin.write(b".")
