@@ -381,14 +381,19 @@ def kill_often(path: Path, lab: Layout, *, num_workers: int, num_kills: int, see
     """Workers on a study, of which one after the other is killed and started again; how many trials had ended by then."""
     draw = random.Random(seed)
     log = lab.root / "worker.log"
+    search = search_of(path, lab)
+    assert search.trials() == []  # with the imports that this takes done before workers are forked
+    began = time.monotonic()
     running = [start_worker(path, lab, num_trials, log=log) for _ in range(num_workers)]
+    wait_until(lambda: any(trial.ending is not None for trial in search.trials()))
+    start_seconds = time.monotonic() - began  # a worker that is killed sooner each time would get nowhere
     for _ in range(num_kills):
-        time.sleep(draw.uniform(0.05, 0.3))
+        time.sleep(draw.uniform(0.05, 0.5) * start_seconds)
         victim = draw.randrange(num_workers)
         os.kill(running[victim], signal.SIGKILL)
         assert end_of(running[victim]) in (None, 0), log.read_text() if log.exists() else ""
         running[victim] = start_worker(path, lab, num_trials, log=log)
-    ended = sum(trial.ending is not None for trial in search_of(path, lab).trials())
+    ended = sum(trial.ending is not None for trial in search.trials())
     for child in running:
         assert end_of(child) == 0, log.read_text()
     return ended
